@@ -1,0 +1,255 @@
+"""The values that travel: Scores, Circuit, Evidence, Explanation. None knows modules, files, tasks or devices.
+
+    after        a Circuit gains
+    discover     its masks and `origin` (and Scores beside it, where the method ranks)
+    verify       `evidence`: sufficient, necessary, one_minimal, generalises, robust, controls; each with its null
+    explain      `explanations`, each with its own held-out evidence
+    views        nothing: they only read
+
+A circuit is a claim about a model: *these nodes and edges, on this task, do this*. Its masks are one bool tensor per
+site (nodes [n]) and one per link (edges [dst, src], or [n] on the residual stream). All values are immutable: every
+operation returns a new one, and the tensors inside are never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openwork.errors import UsageError
+from openwork.graph import Graph
+
+Masks = Mapping[str, Tensor]  # site or link name -> mask (bool when decided, float while being learned)
+
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "too little data"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One tested claim about a circuit.
+
+    claim       the property, e.g. "sufficient"
+    verdict     "holds", "fails" or "too little data"
+    sentence    the result in one plain sentence
+    value       the effect measured, in `unit`
+    interval    95 % interval of `value` (nan where none can be given)
+    null        what it was compared with, in words; `null_value` is how large the effect is there
+    p           probability of a value as extreme under the null (nan where the null gives none)
+    n           number of examples behind `value`
+    split       the data it was measured on; never the one that found the circuit
+    """
+
+    claim: str
+    verdict: str
+    sentence: str
+    value: float
+    unit: str
+    interval: tuple[float, float]
+    null: str
+    null_value: float
+    p: float
+    n: int
+    split: str
+    seed: int
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.verdict in (HOLDS, FAILS, UNDECIDED), self.verdict
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One account of what a node, module or circuit does: in words (`text`) or as code that runs (`program`)."""
+
+    subject: str
+    author: str
+    text: str = ""
+    program: str = ""
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A ranking of nodes: one float tensor [n] per site; larger means more worth keeping. Not yet a decision."""
+
+    graph: Graph
+    values: Mapping[str, Tensor]
+    unit: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def above(self, threshold: float) -> dict[str, Tensor]:
+        """Node masks of everything scored above the threshold; sites without scores are kept whole."""
+        return self._masks(lambda v: v > threshold)
+
+    def top(self, k: int) -> dict[str, Tensor]:
+        """Node masks of the k best-scored nodes over all sites together; ties are broken by order in the graph."""
+        names = [s.name for s in self.graph.sites if s.name in self.values]
+        flat = torch.cat([self.values[n].flatten() for n in names])
+        k = max(0, min(k, flat.numel()))
+        keep = torch.zeros(flat.numel(), dtype=torch.bool)
+        keep[torch.argsort(flat, descending=True, stable=True)[:k].cpu()] = True
+        out = {s.name: torch.ones(s.size, dtype=torch.bool) for s in self.graph.sites}
+        at = 0
+        for n in names:
+            size = self.values[n].numel()
+            out[n] = keep[at : at + size]
+            at += size
+        return out
+
+    def _masks(self, decide: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        whole = {s.name: torch.ones(s.size, dtype=torch.bool) for s in self.graph.sites}
+        return whole | {n: decide(v).cpu() for n, v in self.values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A decision: which nodes and which edges of a graph are kept. See the table at the head of this file.
+
+    nodes   site name -> bool [n], for every site
+    edges   link name -> bool [dst, src] or [n], for every link
+    origin  how it was found: method, settings, seed, split, code version, digest of the model's weights
+    """
+
+    graph: Graph
+    nodes: Mapping[str, Tensor]
+    edges: Mapping[str, Tensor]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    evidence: tuple[Evidence, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, masks, items in (
+            ("site", self.nodes, {s.name: (s.size,) for s in self.graph.sites}),
+            ("link", self.edges, {e.name: e.shape for e in self.graph.links}),
+        ):
+            for name in items.keys() ^ masks.keys():
+                have = "has no mask" if name in items else "is not in the graph"
+                raise UsageError(f"circuit: {kind} {name} {have}; every {kind} of the graph needs exactly one mask.")
+            for name, shape in items.items():
+                m = masks[name]
+                if m.dtype != torch.bool or tuple(m.shape) != tuple(shape):
+                    raise UsageError(
+                        f"circuit: the mask of {kind} {name} is {m.dtype} {tuple(m.shape)}; "
+                        f"expected torch.bool {tuple(shape)}."
+                    )
+
+    # -- makers ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_nodes(
+        graph: Graph, nodes: Masks, support: Masks, origin: Mapping[str, Any] | None = None
+    ) -> Circuit:
+        """The circuit of some nodes: its edges are the nonzero weights that join two kept nodes.
+
+        nodes    site -> bool [n]; a site that is left out is kept whole
+        support  link -> bool, where the model's weight is nonzero (see `patching.support`)
+        """
+        full = {s.name: nodes.get(s.name, torch.ones(s.size, dtype=torch.bool)).bool().cpu() for s in graph.sites}
+        return Circuit(graph, full, induced_edges(graph, full, support), origin or {})
+
+    @staticmethod
+    def whole(graph: Graph, support: Masks) -> Circuit:
+        """Everything kept."""
+        return Circuit.from_nodes(graph, {}, support)
+
+    @staticmethod
+    def empty(graph: Graph) -> Circuit:
+        """Nothing kept."""
+        return Circuit(
+            graph,
+            {s.name: torch.zeros(s.size, dtype=torch.bool) for s in graph.sites},
+            {e.name: torch.zeros(e.shape, dtype=torch.bool) for e in graph.links},
+        )
+
+    # -- set algebra -----------------------------------------------------------------------------------------------
+
+    def _with(self, other: Circuit, op: Callable[[Tensor, Tensor], Tensor]) -> Circuit:
+        if self.graph != other.graph:
+            raise UsageError("two circuits can only be combined when they belong to the same graph.")
+        return Circuit(
+            self.graph,
+            {n: op(m, other.nodes[n]) for n, m in self.nodes.items()},
+            {n: op(m, other.edges[n]) for n, m in self.edges.items()},
+        )
+
+    def __and__(self, other: Circuit) -> Circuit:
+        return self._with(other, torch.logical_and)
+
+    def __or__(self, other: Circuit) -> Circuit:
+        return self._with(other, torch.logical_or)
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        return self._with(other, lambda a, b: a & ~b)
+
+    def __invert__(self) -> Circuit:
+        return Circuit(self.graph, {n: ~m for n, m in self.nodes.items()}, {n: ~m for n, m in self.edges.items()})
+
+    def __eq__(self, other: object) -> bool:
+        """Same graph, same nodes, same edges; origin and evidence do not enter."""
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        return (
+            self.graph == other.graph
+            and all(torch.equal(m, other.nodes[n]) for n, m in self.nodes.items())
+            and all(torch.equal(m, other.edges[n]) for n, m in self.edges.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        """Number of kept edges over all links; `counts` tells them apart."""
+        return sum(int(m.sum()) for m in self.edges.values())
+
+    def __bool__(self) -> bool:
+        return True  # an empty circuit is still a circuit
+
+    def overlap(self, other: Circuit) -> float:
+        """len(a & b) / len(a | b) of two circuits; 1 where both are empty."""
+        union = len(self | other)
+        return len(self & other) / union if union else 1.0
+
+    # -- accounts --------------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """Kept nodes (of prunable sites) and kept edges by account.
+
+        `edges` follows the rule of Gao et al. 2025 (arXiv 2511.13653, section 2.2): nonzero weights of the blocks
+        between kept nodes. `embedding_edges` and `unembedding_edges` stand apart, residual sums are not edges.
+        """
+        by: dict[str, int] = {}
+        for e in self.graph.links:
+            by[e.counts] = by.get(e.counts, 0) + int(self.edges[e.name].sum())
+        return {
+            "nodes": sum(int(self.nodes[s.name].sum()) for s in self.graph.prunable),
+            "edges": by.get("block", 0),
+            "embedding_edges": by.get("embedding", 0),
+            "unembedding_edges": by.get("unembedding", 0),
+        }
+
+    def with_evidence(self, *evidence: Evidence) -> Circuit:
+        """The same circuit with more evidence; a claim tested again replaces its older evidence."""
+        new = {e.claim for e in evidence}
+        return replace(self, evidence=tuple(e for e in self.evidence if e.claim not in new) + evidence)
+
+    def with_explanations(self, *explanations: Explanation) -> Circuit:
+        """The same circuit with more explanations."""
+        return replace(self, explanations=self.explanations + explanations)
+
+    def with_origin(self, **more: Any) -> Circuit:
+        """The same circuit with more said about how it was found."""
+        return replace(self, origin={**self.origin, **more})
+
+
+def induced_edges(graph: Graph, nodes: Masks, support: Masks) -> dict[str, Tensor]:
+    """Per link, the supported edges whose two ends are both kept."""
+    edges = {}
+    for e in graph.links:
+        src, dst = nodes[e.src], nodes[e.dst]
+        ends = src & dst if e.kind == "sum" else dst[:, None] & src[None, :]
+        edges[e.name] = ends & support[e.name].bool().cpu()
+    return edges

@@ -1,0 +1,54 @@
+"""What a model owes us: `forward`, `graph()` and a `config` from which it can be built again.
+
+MODELS is the one list of the kinds of model; a new kind is a new file and one line here. A model may also offer
+`compact(nodes, edges, reference)` (see `patching.compact`); without it the general way is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from openwork.errors import UsageError, unknown
+from openwork.graph import Graph
+from openwork.models.mlp import MLP, MLPConfig
+from openwork.models.transformer import Transformer, TransformerConfig
+
+MODELS: dict[str, tuple[type[nn.Module], type[BaseModel]]] = {
+    "mlp": (MLP, MLPConfig),
+    "transformer": (Transformer, TransformerConfig),
+}
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """A model that can be pointed at: it declares its graph and the config it was built from."""
+
+    config: BaseModel
+
+    def graph(self) -> Graph:
+        """Sites and links of the model."""
+        ...
+
+
+def build(config: BaseModel | Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """A model with fresh weights from its config (or the plain data of one); same seed, same weights."""
+    kind = str(config.get("kind", "") if isinstance(config, Mapping) else getattr(config, "kind", ""))
+    if kind not in MODELS:
+        raise unknown("kind of model", kind, MODELS)
+    model_type, config_type = MODELS[kind]
+    if isinstance(config, Mapping):
+        try:
+            config = config_type(**config)
+        except ValueError as e:
+            raise UsageError(f"model config: {e}") from e
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_type(config)
+
+
+__all__ = ["MLP", "MODELS", "MLPConfig", "Subject", "Transformer", "TransformerConfig", "build"]
