@@ -219,11 +219,16 @@ class Circuit:
         """Kept nodes (of prunable sites) and kept edges by account.
 
         `edges` follows the rule of Gao et al. 2025 (arXiv 2511.13653, section 2.2): nonzero weights of the blocks
-        between kept nodes. `embedding_edges` and `unembedding_edges` stand apart, residual sums are not edges.
+        between kept nodes. `embedding_edges` and `unembedding_edges` stand apart (of the embedding, only channels that
+        a kept node reads); residual sums are not edges.
         """
         by: dict[str, int] = {}
         for e in self.graph.links:
-            by[e.counts] = by.get(e.counts, 0) + int(self.edges[e.name].sum())
+            kept = self.edges[e.name]
+            if e.counts == "embedding":
+                readers = [self.edges[r.name] for r in self.graph.out_of(e.dst) if r.kind == "sum"]
+                kept = kept[torch.stack(readers).any(0)] if readers else kept
+            by[e.counts] = by.get(e.counts, 0) + int(kept.sum())
         return {
             "nodes": sum(int(self.nodes[s.name].sum()) for s in self.graph.prunable),
             "edges": by.get("block", 0),

@@ -315,3 +315,71 @@ def masks_of(model: nn.Module, circuit: Circuit) -> tuple[dict[str, Tensor], dic
         if bool((implied[e.name] & ~mask).any()):
             edges[e.name] = mask
     return nodes, edges
+
+
+# -- compacted circuits ----------------------------------------------------------------------------------------------
+
+
+class Layout:
+    """A circuit laid out to be run many times, each time with a few more of its nodes or edges ablated.
+
+    Called like the model. `nodes` and `edges` hold a float mask for every kept node of the prunable sites and every
+    entry between kept nodes of the block links; 1 keeps, 0 ablates, in between interpolates. Change them in place
+    (`nodes["block0.mlp.act"][3] = 0`), or set `requires_grad_` on them to get attributions.
+
+    node_index  site -> ids of its kept nodes, in the order of the mask
+    edge_index  link -> (ids of its kept destination nodes, ids of its kept source nodes)
+
+    This general form runs the whole model under hooks and costs what the model costs. A model that offers
+    `compact(circuit, reference)` returns a layout that costs what the circuit is.
+    """
+
+    def __init__(self, model: nn.Module, circuit: Circuit, reference: Reference) -> None:
+        self.model, self.circuit, self.reference = model, circuit, reference
+        graph = graph_of(model)
+        self.node_index = {s.name: circuit.nodes[s.name].nonzero().flatten() for s in graph.prunable}
+        self.nodes = {n: torch.ones(len(i)) for n, i in self.node_index.items()}
+        kept = {s.name: circuit.nodes[s.name].nonzero().flatten() for s in graph.sites}
+        self.edge_index = {
+            e.name: (kept[e.dst], kept[e.src]) for e in graph.links if e.kind == "weight" and e.counts == "block"
+        }
+        self.edges = {n: torch.ones(len(d), len(s)) for n, (d, s) in self.edge_index.items()}
+        self._base = masks_of(model, circuit)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        graph = self.circuit.graph
+        nodes = dict(self._base[0])
+        for n, index in self.node_index.items():
+            if bool((self.nodes[n] != 1).any()) or self.nodes[n].requires_grad:
+                nodes[n] = torch.zeros(graph.site(n).size).index_copy(0, index, self.nodes[n])
+        edges = dict(self._base[1])
+        for n, (dst, src) in self.edge_index.items():
+            if bool((self.edges[n] != 1).any()) or self.edges[n].requires_grad:
+                rows = torch.ones(len(dst), graph.link(n).shape[1]).index_copy(1, src, self.edges[n])
+                full = torch.ones(graph.link(n).shape).index_copy(0, dst, rows)
+                edges[n] = full * edges[n] if n in edges else full
+        with patched(self.model, self.reference, nodes, edges):
+            return self.model(*inputs)
+
+    def to_circuit(self) -> Circuit:
+        """The circuit that is left: nodes and edges whose mask is not zero."""
+        nodes = {n: m.clone() for n, m in self.circuit.nodes.items()}
+        for n, index in self.node_index.items():
+            nodes[n][index] = self.nodes[n].detach() != 0
+        edges = induced_edges(self.circuit.graph, nodes, self.circuit.edges)
+        for n, (dst, src) in self.edge_index.items():
+            edges[n][dst[:, None], src[None, :]] &= self.edges[n].detach() != 0
+        return Circuit(self.circuit.graph, nodes, edges, self.circuit.origin)
+
+    def live(self) -> dict[str, Tensor]:
+        """Per link of `edges`, which entries are edges of the circuit as it now is: bool [kept dst, kept src]."""
+        now = self.to_circuit()
+        return {n: now.edges[n][d[:, None], s[None, :]] for n, (d, s) in self.edge_index.items()}
+
+
+def compact(model: nn.Module, circuit: Circuit, reference: Reference) -> Layout:
+    """The circuit laid out to be run many times; by the model's own `compact` where it has one and can use it."""
+    own = getattr(model, "compact", None)
+    constant = all(v.dim() == 1 for n, v in reference.items() if graph_of(model).site(n).module)
+    layout = own(circuit, reference) if own is not None and constant else None
+    return layout if layout is not None else Layout(model, circuit, reference)

@@ -13,6 +13,7 @@ learned table that can be switched off (the paper uses none); the bigram table i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -20,7 +21,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from openwork.circuit import Circuit
 from openwork.graph import Graph, Link, Site
+from openwork.models.compact import compact_transformer
+from openwork.patching import Layout
 
 Location = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
 
@@ -254,6 +258,10 @@ class Transformer(nn.Module):
         if c.bigram:
             links.append(Link("bigram>logits", "bigram", "logits", "logits", (c.vocab,), kind="sum", counts="residual"))
         return Graph(tuple(sites), tuple(links))
+
+    def compact(self, circuit: Circuit, reference: Mapping[str, Tensor]) -> Layout | None:
+        """The circuit laid out small (see `models.compact`), or None where the general layout must do."""
+        return compact_transformer(self, circuit, reference)
 
 
 def _node(c: TransformerConfig, location: Location, size: int) -> Node:

@@ -1,0 +1,255 @@
+"""Learned node masks (Gao et al. 2025, arXiv 2511.13653, section 2.2 and appendix A.5).
+
+One number tau per prunable node; the node is kept where tau > 0 and otherwise sends its reference. Forward the gate is
+a step, backward it has the derivative of a sigmoid with a temperature. Minimised: task loss + price * nodes kept.
+
+    1  learn tau on one half of the split, under a price that is controlled rather than fixed
+    2  rank nodes by tau and find by bisection how many meet the target on the other half (examples tau never saw)
+
+Departures from the paper, each because the published recipe fails at small size: the price follows the loss (a fixed
+price that is too high drives all tau to the clamp, where the ranking is lost); the best snapshot that met the target
+is kept; tau starts at 1, so the search starts from the whole model. Where no mask meets the target the status is
+"infeasible" and there is no circuit: a fallback would be a number without a meaning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from openwork.circuit import Circuit, Masks, Scores
+from openwork.patching import Layout, Reference, compact, graph_of, patched, support
+from openwork.tasks.task import Split, losses
+
+
+class MaskSettings(BaseModel):
+    """Settings of the search. Losses in nats per example."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: float = Field(0.15, gt=0, description="task loss that the circuit must reach")
+    steps: int = Field(300, ge=1)
+    pairs: int = Field(16, ge=1, description="pairs of examples per step")
+    lr: float = Field(0.03, gt=0)
+    temperature: float = Field(0.3, gt=0)
+    init: float = Field(1.0, description="where tau starts; 1 is the upper clamp")
+    init_noise: float = Field(0.01, ge=0)
+    price: float = Field(1e-3, gt=0, description="starting price of one node, nats")
+    price_cap: float = Field(30.0, ge=1, description="the price never exceeds this multiple of its start")
+    clip: float = Field(1.0, gt=0)
+    check_every: int = Field(10, ge=1)
+    calibrate: bool = Field(False, description="fit scale and shift of the answers' logits before judging")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a search found.
+
+    status   "ok", or "infeasible" when no mask met the target (then `circuit` is None)
+    loss     task loss on the half that chose the size (the lowest reached, where infeasible), nats
+    scores   the ranking behind the decision
+    log      what happened, step by step, as plain data
+    """
+
+    status: Literal["ok", "infeasible"]
+    circuit: Circuit | None
+    loss: float
+    full_loss: float
+    scores: Scores | None = None
+    log: tuple[dict[str, Any], ...] = ()
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+class _Step(torch.autograd.Function):
+    """tau > 0 forward; derivative of sigmoid(tau / temperature) backward."""
+
+    @staticmethod
+    def forward(ctx: Any, tau: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(tau)
+        ctx.temperature = temperature
+        return (tau > 0).to(tau.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        (tau,) = ctx.saved_tensors
+        s = torch.sigmoid(tau / ctx.temperature)
+        return grad[0] * s * (1 - s) / ctx.temperature, None
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within the context no gradient is kept for the model's weights; afterwards everything is as before."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def learned_masks(
+    model: nn.Module,
+    reference: Reference,
+    split: Split,
+    settings: MaskSettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> Discovery:
+    """The smallest node circuit that this search finds at the target loss.
+
+    reference  what nodes outside the circuit send, one vector per site
+    split      examples to search on; they are halved, one half to learn, one to choose the size
+    """
+    learn, choose = split.halves()
+    with torch.no_grad():
+        full = float(losses(model(*choose.inputs), choose).mean())
+    origin = {"method": "masks", "settings": settings.model_dump(), "split": split.name}
+    if full > settings.target:
+        return Discovery("infeasible", None, full, full, origin=origin)
+    with frozen(model):
+        tau, best, log = _learn(model, reference, learn, choose, settings, progress)
+    graph = graph_of(model)
+    scores = Scores(graph, tau, "tau", origin)
+    sup = support(model)
+    judge = _Judge(model, reference, choose, settings.calibrate)
+    if best is None:
+        lowest = min((row["exact"] for row in log if not math.isnan(row["exact"])), default=full)
+        return Discovery("infeasible", None, lowest, full, scores, tuple(log), origin)
+    nodes, _ = _bisect(scores, best, judge, settings.target, graph_nodes=sum(s.size for s in graph.prunable))
+    circuit = Circuit.from_nodes(graph, nodes, sup, origin)
+    return Discovery("ok", circuit, judge(nodes), full, scores, tuple(log), origin)
+
+
+def _learn(
+    model: nn.Module,
+    reference: Reference,
+    learn: Split,
+    choose: Split,
+    s: MaskSettings,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, list[dict[str, Any]]]:
+    """Tau after the search, the smallest snapshot that met the target, and the log."""
+    graph = graph_of(model)
+    device = next(model.parameters()).device
+    rng = torch.Generator().manual_seed(s.seed)
+    tau = {
+        site.name: (s.init + s.init_noise * torch.randn(site.size, generator=rng)).clamp(-1, 1).to(device).requires_grad_()
+        for site in graph.prunable
+    }
+    adam = torch.optim.Adam(tau.values(), lr=s.lr, betas=(0.9, 0.95))
+    judge = _Judge(model, reference, choose, s.calibrate)
+    price, smooth, best, best_size, log = s.price, math.nan, None, math.inf, []
+    batches = _batches(learn, s, rng)
+    for step in range(s.steps):
+        batch = next(batches)
+        gates = {n: _Step.apply(t, s.temperature) for n, t in tau.items()}
+        with patched(model, reference, gates):
+            task = losses(model(*batch.inputs), batch).mean()
+        kept = torch.stack([g.sum() for g in gates.values()]).sum()
+        smooth = float(task) if math.isnan(smooth) else 0.9 * smooth + 0.1 * float(task)
+        push = price if smooth < 1.6 * s.target else 0.0
+        adam.zero_grad()
+        (task + push * kept).backward()
+        torch.nn.utils.clip_grad_norm_(tau.values(), s.clip)
+        for group in adam.param_groups:
+            group["lr"] = s.lr * (1 - step / s.steps)
+        adam.step()
+        with torch.no_grad():
+            for t in tau.values():
+                t.clamp_(-1, 1)
+        price = min(price * 1.03, s.price * s.price_cap) if smooth < 0.9 * s.target else price / 1.06
+        if (step + 1) % s.check_every == 0 or step + 1 == s.steps:
+            nodes = {n: t.detach() > 0 for n, t in tau.items()}
+            size = sum(int(m.sum()) for m in nodes.values())
+            exact = judge(nodes) if size < best_size and smooth < 1.6 * s.target else math.nan
+            if exact <= s.target:
+                best, best_size = {n: t.detach().cpu().clone() for n, t in tau.items()}, size
+            log.append({"step": step + 1, "loss": smooth, "exact": exact, "nodes": size, "price": price})
+        if progress is not None:
+            progress(step + 1, s.steps)
+    return {n: t.detach().cpu() for n, t in tau.items()}, best, log
+
+
+def _batches(split: Split, s: MaskSettings, rng: torch.Generator) -> Iterator[Split]:
+    """Endless batches of whole pairs, each epoch in a new order."""
+    first = torch.arange(len(split))
+    partner = split.pair
+    lead = first[(partner < 0) | (first < partner)]  # one index per pair, and every example without a partner
+    while True:
+        order = lead[torch.randperm(len(lead), generator=rng)]
+        for i in range(0, len(order) - len(order) % s.pairs or len(order), s.pairs):
+            some = order[i : i + s.pairs]
+            others = partner[some]
+            yield split.take(torch.cat([some, others[others >= 0]]))
+
+
+class _Judge:
+    """Exact task loss of node masks on one split, nats; compact where that is possible."""
+
+    def __init__(self, model: nn.Module, reference: Reference, split: Split, calibrate: bool) -> None:
+        self.model, self.reference, self.split, self.calibrate = model, reference, split, calibrate
+        self.graph, self.support = graph_of(model), support(model)
+
+    def __call__(self, nodes: Masks) -> float:
+        circuit = Circuit.from_nodes(self.graph, nodes, self.support)
+        with torch.no_grad():
+            out = compact(self.model, circuit, self.reference)(*self.split.inputs)
+        if self.calibrate:
+            out = calibrated(out, self.split)
+        return float(losses(out, self.split).mean())
+
+
+def calibrated(logits: Tensor, split: Split) -> Tensor:
+    """Logits after the scale and the per-answer shift that fit this split best (16 LBFGS steps, as published).
+
+    Circuits are uncalibrated: with most of the model frozen, one answer can be favoured throughout.
+    """
+    answers = torch.unique(torch.cat([split.answer, split.wrong.flatten()]))
+    scale = torch.ones((), requires_grad=True)
+    shift = torch.zeros(len(answers), requires_grad=True)
+    lbfgs = torch.optim.LBFGS([scale, shift], max_iter=16)
+
+    def apply() -> Tensor:
+        return (scale * logits).index_add(-1, answers, shift.expand(*logits.shape[:-1], -1))
+
+    def closure() -> Tensor:
+        lbfgs.zero_grad()
+        loss = losses(apply(), split).mean()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        lbfgs.step(closure)  # type: ignore[arg-type]
+    return apply().detach()
+
+
+def _bisect(
+    scores: Scores, best: Masks, judge: _Judge, target: float, graph_nodes: int
+) -> tuple[dict[str, Tensor], int]:
+    """The fewest top-ranked nodes that meet the target, starting from a snapshot that does.
+
+    Loss is not monotone in the number of nodes, so the answer is a crossing, not the global least.
+    """
+    ranked = Scores(scores.graph, dict(best), scores.unit)
+    high = sum(int((t > 0).sum()) for t in best.values())
+    nodes, low = ranked.top(high), 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        trial = ranked.top(middle)
+        if judge(trial) <= target:
+            high, nodes = middle, trial
+        else:
+            low = middle
+    return nodes, high
+
+
+__all__ = ["Discovery", "Layout", "MaskSettings", "calibrated", "frozen", "learned_masks"]

@@ -1,0 +1,235 @@
+"""A transformer's circuit laid out small: only kept nodes and edges take part, so a circuit costs what it is.
+
+With a constant reference r, an ablated edge is a constant: out = (E * W) h + [b + ((1 - E) * W) r], E the circuit's
+edges. So every matrix shrinks to its kept rows and columns and the rest folds into its bias. Residual channels that
+no kept node reads or writes matter only to the size that RMSNorm divides by; their squares are summed once per input.
+
+Knows the wiring of `models.transformer`. Does not know tasks, losses, or how the circuit was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openwork.circuit import Circuit
+from openwork.patching import Layout, masks_of
+
+if TYPE_CHECKING:
+    from openwork.models.transformer import Attention, MLPBlock, Transformer
+
+
+class TransformerLayout(Layout):
+    """`patching.Layout` for a transformer without AbsTopK and a reference of one vector per site.
+
+    Shapes: B sequences, T positions, U residual channels in use, everything else as kept.
+    """
+
+    def __init__(self, model: Transformer, circuit: Circuit, reference: Mapping[str, Tensor]) -> None:
+        super().__init__(model, circuit, reference)
+        self.transformer = model
+        self.r = {n: v.detach().cpu() for n, v in reference.items()}
+        streams = [n for n in self.node_index if n.endswith((".in", ".write"))]
+        used = torch.zeros(model.config.d_model, dtype=torch.bool)
+        for n in streams:
+            used |= circuit.nodes[n]
+        self.used = used.nonzero().flatten()  # [U]
+        self.place = torch.full((model.config.d_model,), -1).index_copy(0, self.used, torch.arange(len(self.used)))
+        self.attn = [_AttentionPart(self, f"block{i}.attn", b.attn) for i, b in enumerate(model.blocks)]  # type: ignore[arg-type]
+        self.mlp = [_MLPPart(self, f"block{i}.mlp", b.mlp) for i, b in enumerate(model.blocks)]  # type: ignore[arg-type]
+        w = model.unembed.weight.detach()
+        kept = circuit.edges["final.in>logits"].float()
+        index = self.node_index["final.in"]
+        self.w_out = (w * kept)[:, index]
+        self.b_out = (w * (1 - kept)) @ self.r["final.in"]
+        self._inputs: tuple[Tensor, ...] = ()
+        self._start: Tensor = torch.empty(0)
+        self._rest: list[Tensor] = []
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        tokens, at = inputs[0], inputs[1] if len(inputs) > 1 else None
+        if len(self._inputs) != len(inputs) or any(a is not b for a, b in zip(self._inputs, inputs, strict=True)):
+            self._begin(inputs)
+        x = self._start
+        stage = 0
+        for attn, mlp in zip(self.attn, self.mlp, strict=True):
+            for part in (attn, mlp):
+                x = part(x, self._rest[stage])
+                stage += 1
+        rest, last = self._rest[stage], tokens
+        if at is not None:
+            rows = torch.arange(len(tokens))
+            x, rest, last = x[rows, at], rest[rows, at], tokens[rows, at]
+        h = self.read("final.in", x, rest, self.transformer.norm)
+        out = h @ self.w_out.T + self.b_out
+        if self.transformer.bigram is not None:
+            table = self.transformer.bigram[last]
+            m = self.circuit.nodes["bigram"].float()
+            out = out + (m * table + (1 - m) * self.r["bigram"])
+        return out
+
+    def _begin(self, inputs: tuple[Tensor, ...]) -> None:
+        """The stream as the embedding leaves it, and what the channels not in use add to each norm."""
+        model, tokens = self.transformer, inputs[0]
+        with torch.no_grad():
+            x = model.embed(tokens)
+            if model.positions is not None:
+                x = x + model.positions(torch.arange(tokens.shape[1]))
+            keep = self.circuit.nodes["embed"]
+            x = torch.where(keep, x, self.r["embed"])
+            unused = (self.place < 0).nonzero().flatten()
+            rest, self._rest = x[..., unused], []
+            self._start = x[..., self.used]
+            for i in range(model.config.n_layer):
+                for part in (f"block{i}.attn.write", f"block{i}.mlp.write"):
+                    self._rest.append(rest.square().sum(-1))
+                    rest = rest + self.r[part][unused]
+            self._rest.append(rest.square().sum(-1))
+        self._inputs = inputs
+
+    def read(self, site: str, x: Tensor, rest: Tensor, norm: nn.RMSNorm) -> Tensor:
+        """What the kept nodes of a read site send: [.., kept]."""
+        eps = norm.eps if norm.eps is not None else torch.finfo(x.dtype).eps
+        scale = torch.rsqrt((x.square().sum(-1) + rest) / self.transformer.config.d_model + eps)
+        index = self.node_index[site]
+        h = x[..., self.place[index]] * scale[..., None]
+        if norm.weight is not None:
+            h = h * norm.weight.detach()[index]
+        return self.blend(site, h)
+
+    def blend(self, site: str, h: Tensor) -> Tensor:
+        """Kept nodes with their mask applied: m h + (1 - m) r."""
+        m = self.nodes[site]
+        if not m.requires_grad and bool((m == 1).all()):
+            return h
+        return m * h + (1 - m) * self.r[site][self.node_index[site]]
+
+    def write(self, site: str, x: Tensor, out: Tensor) -> Tensor:
+        """The stream after a sublayer whose kept write nodes send `out`; the others send their reference."""
+        index = self.node_index[site]
+        rest = self.r[site].clone()
+        rest[index] = 0
+        x = x + rest[self.used]
+        return x.index_add(-1, self.place[index], self.blend(site, out)) if len(index) else x
+
+
+class _Matrix:
+    """One link between kept nodes: weight [kept dst, kept src] under the edge mask, the rest folded into the bias."""
+
+    def __init__(self, layout: TransformerLayout, link: str, module: nn.Linear) -> None:
+        self.layout, self.link = layout, link
+        dst, src = layout.edge_index[link]
+        r = layout.r[link.split(">")[0]]
+        weight, kept = module.weight.detach(), layout.circuit.edges[link].float()
+        self.kept = (weight * kept)[dst[:, None], src[None, :]]
+        self.ablated = weight[dst] - (weight * kept)[dst]  # [kept dst, all src]
+        assert module.bias is not None
+        self.bias = module.bias.detach()[dst]
+        self.constant = self.bias + self.ablated @ r
+        self.r = r[src]
+
+    def weight(self) -> Tensor:
+        """The kept weights under the present mask."""
+        return self.kept * self.layout.edges[self.link]
+
+    def __call__(self, h: Tensor) -> Tensor:
+        w = self.weight()
+        return F.linear(h, w, self.constant + (self.kept - w) @ self.r)
+
+
+class _MLPPart:
+    def __init__(self, layout: TransformerLayout, name: str, block: MLPBlock) -> None:
+        self.layout, self.name, self.norm = layout, name, block.norm
+        self.up = _Matrix(layout, f"{name}.in>{name}.act", block.up)
+        self.down = _Matrix(layout, f"{name}.act>{name}.write", block.down)
+        self.silent = not len(layout.node_index[f"{name}.write"])
+
+    def __call__(self, x: Tensor, rest: Tensor) -> Tensor:
+        if self.silent:
+            return self.layout.write(f"{self.name}.write", x, x)
+        h = self.layout.read(f"{self.name}.in", x, rest, self.norm)
+        a = self.layout.blend(f"{self.name}.act", F.gelu(self.up(h)))
+        return self.layout.write(f"{self.name}.write", x, self.down(a))
+
+
+class _AttentionPart:
+    def __init__(self, layout: TransformerLayout, name: str, block: Attention) -> None:
+        self.layout, self.name, self.norm = layout, name, block.norm
+        self.parts = {p: _Matrix(layout, f"{name}.in>{name}.{p}", getattr(block, f"to_{p}")) for p in "qkv"}
+        self.out = _Matrix(layout, f"{name}.v>{name}.write", block.out)
+        self.sink = block.attend.sink
+        n_head = block.attend.n_head
+        writes = layout.node_index[f"{name}.write"]
+        joined = block.out.weight.detach()[writes].abs().sum(0).view(n_head, -1) != 0
+        if self.sink is None:  # attention to constants is constant: only heads with a kept value channel matter
+            joined = joined & layout.circuit.nodes[f"{name}.v"].view(n_head, -1)
+        self.heads = joined.any(-1).nonzero().flatten()
+        d_head = joined.shape[1]
+        channels = (self.heads[:, None] * d_head + torch.arange(d_head)).flatten()  # [C] channels of these heads
+        self.channels = channels
+        place = torch.full((n_head * d_head,), -1).index_copy(0, channels, torch.arange(len(channels)))
+        self.rows, self.here = {}, {}  # kept channels of these heads: where they go, and which of the kept they are
+        for p in "qkv":
+            at = place[layout.node_index[f"{name}.{p}"]]
+            self.here[p] = (at >= 0).nonzero().flatten()
+            self.rows[p] = at[at >= 0]
+        self.silent = not len(writes)
+
+    def __call__(self, x: Tensor, rest: Tensor) -> Tensor:
+        layout, name = self.layout, self.name
+        if self.silent:
+            return layout.write(f"{name}.write", x, x)
+        if not len(self.heads):
+            return layout.write(f"{name}.write", x, self.out.constant.expand(*x.shape[:-1], -1))
+        h = layout.read(f"{name}.in", x, rest, self.norm)
+        q, k, v = (self._channels(p, h) for p in "qkv")
+        pattern = self._pattern(q, k)  # [B, H, T, T]
+        y = (pattern @ v).transpose(1, 2).flatten(-2)  # [B, T, C]
+        w = self.out.weight()  # [writes, kept v]
+        r_v = layout.r[f"{name}.v"]
+        out = y[..., self.rows["v"]] @ w[:, self.here["v"]].T + self.out.bias
+        gone = self.out.ablated.clone()  # [writes, all v]: weights of edges outside the circuit or under the mask
+        gone = gone.index_add(1, layout.node_index[f"{name}.v"], self.out.kept - w) * r_v
+        if self.sink is None:
+            out = out + gone.sum(-1)
+        else:  # what a frozen channel delivers shrinks with the share that the sink takes
+            mass = pattern.sum(-1).transpose(1, 2)  # [B, T, H]
+            out = out + mass @ gone[:, self.channels].unflatten(-1, (len(self.heads), -1)).sum(-1).T
+        return layout.write(f"{name}.write", x, out)
+
+    def _channels(self, p: str, h: Tensor) -> Tensor:
+        """All channels of the heads in use, [B, H, T, d_head]; those outside the circuit send their reference."""
+        site = f"{self.name}.{p}"
+        live = self.layout.blend(site, self.parts[p](h))[..., self.here[p]]
+        full = self.layout.r[site][self.channels].expand(*h.shape[:-1], -1)
+        full = full.index_copy(-1, self.rows[p], live)
+        return full.unflatten(-1, (len(self.heads), -1)).transpose(1, 2)
+
+    def _pattern(self, q: Tensor, k: Tensor) -> Tensor:
+        t = q.shape[-2]
+        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        logits = logits.masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -torch.inf)
+        if self.sink is None:
+            return logits.softmax(-1)
+        sink = self.sink.detach()[self.heads].view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        return torch.cat([sink, logits], -1).softmax(-1)[..., 1:]
+
+
+def compact_transformer(model: Transformer, circuit: Circuit, reference: Mapping[str, Tensor]) -> Layout | None:
+    """The small layout, or None where it does not apply: AbsTopK ranks all nodes together, so none can be left out."""
+    c = model.config
+    embeds = [e.name for e in circuit.graph.links if e.counts == "embedding"]
+    cut = set(masks_of(model, circuit)[1])
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if c.abstopk < 1 or not on_cpu or any(e in cut for e in embeds) or _cuts_sums(circuit, cut):
+        return None
+    return TransformerLayout(model, circuit, reference)
+
+
+def _cuts_sums(circuit: Circuit, cut: set[str]) -> bool:
+    return any(e.kind == "sum" and e.name in cut for e in circuit.graph.links)
