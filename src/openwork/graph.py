@@ -29,6 +29,9 @@ class Site:
     layer     depth in the drawing, counted from the input
     prunable  whether discovery may drop its nodes
     axis      which axis of the activation counts the nodes (-1 for vectors, 1 for images [B, C, H, W])
+    steers    name of the site whose mixing over positions these nodes decide without being read by an edge
+              (queries and keys steer values); "" if none
+    group     with `steers`: how many nodes belong together (channels of one head); node i steers nodes of its group
     """
 
     name: str
@@ -38,6 +41,8 @@ class Site:
     layer: int
     prunable: bool = True
     axis: int = -1
+    steers: str = ""
+    group: int = 0
 
 
 @dataclass(frozen=True)

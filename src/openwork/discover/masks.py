@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from openwork.circuit import Circuit, Masks, Scores
-from openwork.patching import Layout, Reference, compact, graph_of, patched, support
+from openwork.patching import Reference, compact, graph_of, patched, support
 from openwork.tasks.task import Split, losses
 
 
@@ -45,6 +45,7 @@ class MaskSettings(BaseModel):
     price_cap: float = Field(30.0, ge=1, description="the price never exceeds this multiple of its start")
     clip: float = Field(1.0, gt=0)
     check_every: int = Field(10, ge=1)
+    halve: bool = Field(True, description="choose the size on examples that tau never saw; off only for controls")
     calibrate: bool = Field(False, description="fit scale and shift of the answers' logits before judging")
     seed: int = 0
 
@@ -109,7 +110,7 @@ def learned_masks(
     reference  what nodes outside the circuit send, one vector per site
     split      examples to search on; they are halved, one half to learn, one to choose the size
     """
-    learn, choose = split.halves()
+    learn, choose = split.halves() if settings.halve else (split, split)
     with torch.no_grad():
         full = float(losses(model(*choose.inputs), choose).mean())
     origin = {"method": "masks", "settings": settings.model_dump(), "split": split.name}
@@ -124,7 +125,7 @@ def learned_masks(
     if best is None:
         lowest = min((row["exact"] for row in log if not math.isnan(row["exact"])), default=full)
         return Discovery("infeasible", None, lowest, full, scores, tuple(log), origin)
-    nodes, _ = _bisect(scores, best, judge, settings.target, graph_nodes=sum(s.size for s in graph.prunable))
+    nodes = _bisect(scores, best, judge, settings.target)
     circuit = Circuit.from_nodes(graph, nodes, sup, origin)
     return Discovery("ok", circuit, judge(nodes), full, scores, tuple(log), origin)
 
@@ -232,9 +233,7 @@ def calibrated(logits: Tensor, split: Split) -> Tensor:
     return apply().detach()
 
 
-def _bisect(
-    scores: Scores, best: Masks, judge: _Judge, target: float, graph_nodes: int
-) -> tuple[dict[str, Tensor], int]:
+def _bisect(scores: Scores, best: Masks, judge: _Judge, target: float) -> dict[str, Tensor]:
     """The fewest top-ranked nodes that meet the target, starting from a snapshot that does.
 
     Loss is not monotone in the number of nodes, so the answer is a crossing, not the global least.
@@ -249,7 +248,7 @@ def _bisect(
             high, nodes = middle, trial
         else:
             low = middle
-    return nodes, high
+    return nodes
 
 
-__all__ = ["Discovery", "Layout", "MaskSettings", "calibrated", "frozen", "learned_masks"]
+__all__ = ["Discovery", "MaskSettings", "calibrated", "frozen", "learned_masks"]

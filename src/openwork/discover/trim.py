@@ -128,8 +128,8 @@ def _attribution(layout: Layout, masks: dict[str, Tensor], split: Split) -> dict
 def drop_dangling(circuit: Circuit) -> Circuit:
     """The circuit without prunable nodes from which no path of kept edges leads to a site that is not prunable.
 
-    Query and key channels lead on where a value channel of the same site group is alive: attention has no edge for
-    them, so a query or key is dangling only when its whole attention layer carries nothing.
+    Nodes that steer others (queries and keys) have no edge to them: they lead on where a node of the group that they
+    steer is alive.
     """
     graph = circuit.graph
     alive = {s.name: circuit.nodes[s.name].clone() for s in graph.sites}
@@ -140,9 +140,8 @@ def drop_dangling(circuit: Circuit) -> Circuit:
         for e in graph.out_of(s.name):
             kept = circuit.edges[e.name]
             leads |= (kept & alive[e.dst]) if e.kind == "sum" else (kept & alive[e.dst][:, None]).any(0)
-        if s.kind in ("query", "key"):
-            value = s.name.rsplit(".", 1)[0] + ".v"
-            leads = torch.full((s.size,), bool(alive[value].any()))
+        if s.steers:
+            leads |= alive[s.steers].view(-1, s.group).any(1).repeat_interleave(s.group)
         alive[s.name] &= leads
     nodes = alive
     edges = {}

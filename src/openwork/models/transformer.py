@@ -236,7 +236,9 @@ class Transformer(nn.Module):
             a, m, path = f"block{i}.attn", f"block{i}.mlp", f"blocks.{i}"
             read(f"{a}.in", f"{path}.attn.read", f"{path}.attn.norm")
             for part, kind in (("q", "query"), ("k", "key"), ("v", "value")):
-                sites.append(Site(f"{a}.{part}", c.d_model, f"{path}.attn.{part}", kind, layer + 1))
+                steers = "" if part == "v" else f"{a}.v"
+                module = f"{path}.attn.{part}"
+                sites.append(Site(f"{a}.{part}", c.d_model, module, kind, layer + 1, steers=steers, group=c.d_head))
                 matrix(f"{a}.in", f"{a}.{part}", f"{path}.attn.to_{part}", (c.d_model, c.d_model))
             sites.append(Site(f"{a}.write", c.d_model, f"{path}.attn.write", "write", layer + 2))
             matrix(f"{a}.v", f"{a}.write", f"{path}.attn.out", (c.d_model, c.d_model), through=f"{path}.attn.attend")

@@ -1,0 +1,364 @@
+"""The command line: one typed schema per command, read from flags and from a YAML file, and an exit code.
+
+    0  done        1  could not be done (damaged file, full disk)        2  asked wrongly        130  stopped by Ctrl-C
+
+Results go to stdout (tables for a person, one JSON object with --json), everything else to stderr. torch is imported
+after the command line has been understood, so that --help and a mistyped flag answer at once.
+
+Knows names, functions and how to say no. Does not know what a stage does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, UnusedCliTokensError, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from openwork import __version__
+from openwork.errors import OpenworkError, UsageError, several, unknown
+from openwork.progress import Progress
+
+STOPPED = 130  # what a shell reports for a program that Ctrl-C ended
+
+EXAMPLES = {
+    "run": "openwork run quotes --preset smoke --out runs/quotes",
+    "train": "openwork train --task python --regime topk --density 0.05 --out runs/a",
+    "tasks": "openwork tasks --run runs/a",
+    "discover": "openwork discover runs/a --task single_double_quote --method masks",
+    "verify": "openwork verify runs/a --circuit single_double_quote",
+    "show": "openwork show runs/a",
+    "view": "openwork view runs/a",
+}
+
+Preset = Literal["cpu", "gpu", "smoke"]
+Run = Annotated[Path, Parameter(help="Folder of a run, e.g. runs/a.")]
+Result = dict[str, Any]
+
+
+# -- the schema ------------------------------------------------------------------------------------------------------
+
+
+class Options(BaseModel):
+    """What every command accepts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    as_json: Annotated[bool, Parameter("--json")] = Field(
+        default=False, description="Print one JSON object instead of tables."
+    )
+    config: Path | None = Field(
+        default=None, description="YAML file with values for the flags below; flags win over it."
+    )
+
+
+class SeedOptions(Options):
+    """For commands that draw random numbers."""
+
+    seed: int = Field(default=0, ge=0, description="Seed of everything random; same seed, same result.")
+
+
+class TrainingOptions(SeedOptions):
+    """For commands that train."""
+
+    out: Path | None = Field(
+        default=None, description="Folder to write; by default runs/NAME. A half-done one is resumed."
+    )
+    preset: Preset = Field(
+        default="cpu", description="Size of the job: cpu (minutes on two cores), gpu, smoke (seconds)."
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda, cuda:N; auto is cuda for the gpu preset.",
+    )
+    corpus: Path | None = Field(default=None, description="Your own Python files, instead of the standard library's.")
+
+    def device_name(self) -> str:
+        """The device with "auto" decided."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if self.preset == "gpu" else "cpu"
+
+
+class RunOptions(TrainingOptions):
+    """openwork run"""
+
+    tasks: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = Field(
+        default=None, description="Only these tasks: names (see openwork tasks) or JSONL files; by default all."
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes to use; by default as many as there are cores free."
+    )
+
+
+class TrainOptions(TrainingOptions):
+    """openwork train"""
+
+    task: Literal["python", "digits"] = Field(description="What to train on.")
+    regime: str = Field(default="topk", description="Way of training: dense, l1, topk.")
+    density: float | None = Field(
+        default=None, gt=0, le=1, description="Share of weights that stay nonzero (regime topk)."
+    )
+    steps: int | None = Field(default=None, ge=1, description="Training steps; by default the preset's.")
+
+
+class TasksOptions(Options):
+    """openwork tasks"""
+
+    run: Path | None = Field(default=None, description="Run whose losses and circuits are listed beside the tasks.")
+
+
+class DiscoverOptions(SeedOptions):
+    """openwork discover"""
+
+    task: str = Field(description="Name of a task (see openwork tasks) or a JSONL file of your own.")
+    method: str = Field(default="masks", description="Way of searching.")
+    target: float = Field(default=0.15, gt=0, description="Task loss in nats that the circuit has to reach.")
+
+
+class VerifyOptions(SeedOptions):
+    """openwork verify"""
+
+    circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
+
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+
+app = App(
+    name="openwork",
+    version=__version__,
+    help="Train networks that can be read, find the circuit behind a behaviour, check that it is real, and show it.",
+    help_format="plaintext",
+    default_parameter=Parameter(negative=""),
+)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Registers a command under its function's name, with its example at the foot of its help."""
+    name = function.__name__.removesuffix("_")
+    return app.command(function, name=name, help_epilogue=f"Example:  {EXAMPLES[name]}")
+
+
+Flat = Parameter("*")  # the fields of a schema are the flags of the command
+
+
+@command
+def run(what: Literal["quotes", "digits"], /, *, options: Annotated[RunOptions, Flat] = RunOptions()) -> None:
+    """Everything in order: data, training, circuits, checks, page. Skips what is done, resumes what was stopped."""
+    out = options.out or Path("runs") / what
+    device, corpus, tasks = options.device_name(), options.corpus, options.tasks
+    if what == "digits":
+        given = [flag for flag, value in (("--corpus", corpus), ("--tasks", tasks)) if value is not None]
+        if given:
+            raise UsageError(
+                f"openwork run digits takes no {' and no '.join(given)}: it brings its own data and tasks."
+            )
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        if what == "digits":
+            return bench.run_digits(out, options.preset, options.seed, device, options.workers, progress)
+        return bench.run_quotes(out, options.preset, options.seed, device, corpus, options.workers, tasks, progress)
+
+    execute(body, options)
+
+
+@command
+def train(*, options: Annotated[TrainOptions, Flat]) -> None:
+    """Train one model under one regime into a run folder; the same command resumes it."""
+    o = options
+    if o.task == "digits" and o.corpus is not None:
+        raise UsageError("--corpus is for --task python; the digits come with openwork.")
+    out = o.out or Path("runs") / f"{o.task}-{o.regime}"
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        return bench.train_run(
+            o.task, o.regime, o.density, out, o.steps, o.preset, o.seed, o.device_name(), o.corpus, progress
+        )
+
+    execute(body, options)
+
+
+@command
+def tasks(*, options: Annotated[TasksOptions, Flat] = TasksOptions()) -> None:
+    """List the tasks; with a run, also what its model makes of them."""
+
+    def body(_progress: Progress) -> Result:
+        from openwork import bench
+
+        return bench.list_tasks(options.run)
+
+    execute(body, options)
+
+
+@command
+def discover(run: Run, /, *, options: Annotated[DiscoverOptions, Flat]) -> None:
+    """Find the circuit that decides a task in a trained model, or report that none reaches the target."""
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        return bench.discover_run(run, options.task, options.method, options.target, options.seed, progress)
+
+    execute(body, options)
+
+
+@command
+def verify(run: Run, /, *, options: Annotated[VerifyOptions, Flat]) -> None:
+    """Test a circuit's claims, each against its null, on data that its discovery never saw."""
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        return bench.verify_run(run, options.circuit, options.seed, progress)
+
+    execute(body, options)
+
+
+@command
+def show(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
+    """Print what a run holds: its model, circuits and evidence."""
+
+    def body(_progress: Progress) -> Result:
+        from openwork import bench
+
+        return bench.show_run(run)
+
+    execute(body, options)
+
+
+@command
+def view(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
+    """Write a run's page: one HTML file that needs no network."""
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        return bench.view_run(run, progress)
+
+    execute(body, options)
+
+
+def execute(body: Callable[[Progress], Result], options: Options) -> None:
+    """Runs a command's body and prints its result; what the body itself prints goes to stderr."""
+    from openwork import threads  # noqa: F401  before torch, which reads its thread settings once
+
+    with contextlib.redirect_stdout(sys.stderr), Progress() as progress:
+        result = body(progress)
+    from openwork import files, tables
+
+    if options.as_json:
+        print(json.dumps(files.plain(result), allow_nan=False))
+    else:
+        tables.show_result(result)
+
+
+# -- YAML ------------------------------------------------------------------------------------------------------------
+
+
+def read_config(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Gives every flag that was not on the command line its value from the file named by --config."""
+    flags = {a.name.removeprefix("--"): a for a in arguments if a.name.startswith("--")}
+    if "config" not in flags or not flags["config"].tokens:
+        return
+    from openwork.files import read_yaml
+
+    path = Path(flags.pop("config").tokens[0].value)
+    if not path.is_file():
+        raise UsageError(f"--config {path}: there is no such file.")
+    problems = []
+    for name, value in read_yaml(path).items():
+        key = str(name).replace("_", "-")
+        if key not in flags:
+            problems.append(str(unknown("setting", key, flags)))
+        elif isinstance(value, dict) or value is None:
+            problems.append(f"{key} needs a value, not {'a mapping' if value else 'nothing'}.")
+        elif not flags[key].tokens:
+            for i, item in enumerate(value if isinstance(value, list) else [value]):
+                text = str(item).lower() if isinstance(item, bool) else str(item)
+                flags[key].append(Token(keyword=f"--{key}", value=text, source=str(path), index=i))
+    if problems:
+        raise several(str(path), problems)
+
+
+app.config = (read_config,)
+
+
+# -- saying no -------------------------------------------------------------------------------------------------------
+
+
+def refusal(error: CycloptsError) -> UsageError:
+    """A command line that was not understood, as one clear sentence (or a list, where several things are wrong)."""
+    cause = error.__cause__
+    if not (isinstance(error, ValidationError) and isinstance(cause, pydantic.ValidationError)):
+        if isinstance(error, UnusedCliTokensError):
+            extra = " ".join(error.unused_tokens or [])
+            return UsageError(f'"{extra}" is more than this command takes; its --help shows what it does take.')
+        return UsageError(str(error))
+    problems = []
+    for p in cause.errors():
+        flag = "--" + str(p["loc"][0]).removeprefix("as_") if p["loc"] else "options"
+        choices = p.get("ctx", {}).get("expected") if p["type"] == "literal_error" else None
+        if p["type"] == "missing":
+            problems.append(f"{flag} is required.")
+        elif choices:
+            names = choices.replace(" or ", ", ").replace("'", "").split(", ")
+            problems.append(str(unknown(f"choice for {flag}", str(p["input"]), names)))
+        else:
+            problems.append(f"{flag} {p['input']}: {p['msg'][0].lower()}{p['msg'][1:]}.")
+    return several("openwork", problems)
+
+
+def sentence(error: OSError) -> str:
+    """What the operating system refused, and what to do about it."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}. Free some space and give the same command again: it goes on where it stopped."
+    return f"{error.strerror or error}{where}."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    try:
+        try:
+            function, bound, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
+        except CycloptsError as e:
+            raise refusal(e) from None
+        function(*bound.args, **bound.kwargs)
+        sys.stdout.flush()
+    except OpenworkError as e:
+        return say(f"openwork: {str(e).removeprefix('openwork: ')}", e.exit_code)
+    except KeyboardInterrupt:
+        return say("openwork: stopped. Give the same command again to go on where it stopped.", STOPPED)
+    except BrokenPipeError:  # the reader of our output has left, as in `openwork show runs/a | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        return say(f"openwork: {sentence(e)}", 1)
+    except Exception:
+        traceback.print_exc()
+        return say("openwork: this is a fault in openwork itself; please report it with the lines above.", 1)
+    return 0
+
+
+def say(text: str, code: int) -> int:
+    """One message on stderr; returns the exit code that goes with it."""
+    print(text, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,423 @@
+"""A run folder and what can be done with it: train into it, discover, verify, lay out for viewing, show.
+
+    run.yaml        what was asked: subject, model, training, seed, where the data lies
+    metrics.jsonl   the curves; tensorboard/ the same for TensorBoard
+    model/          config.json, model.safetensors
+    reference/      the mean of every node over the training mix (mean ablation), bound to the model's digest
+    circuits/X/     circuit.json, tensors.safetensors, result.json, dossier.json
+    controls/X/     result.json of searches that should fail
+
+Every function reads its inputs from folders and writes its result whole, so each can be rerun alone, and a result that
+was made with the same settings from the same model is not made again. Knows the stages by name and keeps the splits
+apart: discovery is handed the discover split, verification the verify and ood splits, the page the explain split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork import patching, store
+from openwork.circuit import Circuit, Evidence
+from openwork.discover import METHODS, Discovery, MaskSettings, trim
+from openwork.errors import RunError, UsageError, unknown
+from openwork.explain.dossier import build_dossier
+from openwork.files import plain, read_yaml
+from openwork.models import build
+from openwork.tasks.subjects import Subject, open_subject
+from openwork.tasks.task import Split, Task, correct, losses
+from openwork.training import REGIMES, TrainSettings, train
+from openwork.verify import Question, verify
+from openwork.workers import report
+
+Result = dict[str, Any]
+
+
+# -- what a run folder holds -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model in its folder, with everything that is derived from it loaded when first needed."""
+
+    path: Path
+    settings: Result
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained model, ready for evaluation."""
+        return store.load_model(self.path / "model").eval()
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the model's weights; circuits carry it."""
+        return store.model_digest(self.model)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """What the model was trained on."""
+        n_ctx = int(self.settings["model"].get("n_ctx", 0))
+        return open_subject(self.settings["subject"], self.path / self.settings["data"], n_ctx)
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor]:
+        """Mean of every node over the training mix; computed once and kept beside the model."""
+        folder = self.path / "reference"
+        if (folder / "reference.json").exists() and store.read_json(folder / "reference.json")["model"] == self.digest:
+            return store.read_tensors(folder / "mean.safetensors")
+        means = patching.mean_reference(self.model, self.subject.reference_inputs())
+        with store.new_folder(folder) as temp:
+            store.write_tensors(temp / "mean.safetensors", means)
+            store.write_json(temp / "reference.json", {"model": self.digest, "over": "the training mix"})
+        return means
+
+    def task(self, name: str) -> Task:
+        """A task of the run's subject, by name or as a JSONL file."""
+        return self.subject.task(name, int(self.settings["examples"]))
+
+    def circuits(self) -> list[str]:
+        """Names of the circuits that were looked for here."""
+        return sorted(p.parent.name for p in self.path.glob("circuits/*/result.json"))
+
+
+def open_run(path: Path) -> Run:
+    """The run in a folder; refuses a folder that holds none, naming what is there."""
+    if not path.exists():
+        near = [p.name for p in path.parent.glob("*") if (p / "run.yaml").exists()] if path.parent.exists() else []
+        raise unknown("run", str(path), [str(path.parent / n) for n in near])
+    if not (path / "run.yaml").exists():
+        raise UsageError(f"{path} is not a run: it has no run.yaml. Train one with: openwork train --out {path}")
+    settings = read_yaml(path / "run.yaml")
+    if settings.get("kind") == "comparison":
+        parts = sorted(p.parent.parent.name for p in path.glob("*/model/config.json"))
+        example = path / (parts[0] if parts else "sparse")
+        raise UsageError(f"{path} compares several models ({', '.join(parts)}); name one of them, e.g. {example}.")
+    missing = [k for k in ("subject", "model", "data", "examples") if k not in settings]
+    if missing:
+        raise RunError(f"{path / 'run.yaml'} is damaged: it does not say {', '.join(missing)}.")
+    if not (path / "model" / "config.json").exists():
+        raise UsageError(f"the run in {path} is not trained yet; finish it with the command that began it.")
+    return Run(path, settings)
+
+
+def begin_run(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes run.yaml; refuses a folder whose run.yaml asks for something else."""
+    wanted = json.loads(json.dumps(plain(settings)))
+    at = path / "run.yaml"
+    if at.exists():
+        have = read_yaml(at)
+        changed = sorted(k for k in have.keys() | wanted.keys() if have.get(k) != wanted.get(k))
+        if changed:
+            raise UsageError(
+                f"{path} holds a run with other settings ({', '.join(changed)} differ); "
+                "choose another --out or delete that folder."
+            )
+        return
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; --out names the folder to write.")
+    if path.exists() and any(p.name != "data" for p in path.iterdir()):
+        raise UsageError(f"{path} is not empty and holds no run; choose another --out.")
+    path.mkdir(parents=True, exist_ok=True)
+    store.write_yaml(at, wanted)
+
+
+def key_of(*parts: Any) -> str:
+    """A short digest of settings, to tell whether a result on disk answers the same question."""
+    return hashlib.sha256(json.dumps(plain(list(parts)), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def done(folder: Path, key: str) -> Result | None:
+    """The result on disk, if it was made for this key."""
+    at = folder / "result.json"
+    if not at.exists():
+        return None
+    result = store.read_json(at)
+    return result if result.get("key") == key else None
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train: plain data that travels to a worker and stands in run.yaml.
+
+    subject, data   what on, and where its corpus lies (relative to the run's folder)
+    model           config of the model, as plain data
+    training        settings of the loop, as plain data
+    regimes         name -> settings of each regime, as plain data
+    examples        examples per split of a task
+    """
+
+    subject: str
+    data: str
+    model: Result
+    training: Result
+    regimes: Result
+    examples: int
+    seed: int
+    device: str = "cpu"
+
+    def settings(self) -> Result:
+        """What stands in run.yaml."""
+        return {"kind": "run", **vars(self)}
+
+
+def train_plan(path: Path, plan: Plan, name: str = "train") -> Result:
+    """Trains as planned into a folder (a job); goes on from a checkpoint; returns the figures of the trained model."""
+    begin_run(path, plan.settings())
+    at = path / "result.json"
+    if at.exists() and (path / "model" / "config.json").exists():
+        return store.read_json(at)
+    settings = TrainSettings(**plan.training)
+    subject = open_subject(plan.subject, path / plan.data, int(plan.model.get("n_ctx", 0)))
+    data = subject.training_data(settings.batch, plan.seed)
+    model = build(plan.model, plan.seed)
+    table = getattr(subject, "corpus", None)
+    if table is not None and getattr(model, "bigram", None) is not None:
+        model.bigram.copy_(table.bigram_logits())
+    regimes = tuple(REGIMES[n][0](REGIMES[n][1](**s)) for n, s in plan.regimes.items())
+    result = train(
+        model, data, regimes, settings, path, plan.device,
+        progress=lambda now, total, info: report(name, now, total, **info),
+    )  # fmt: skip
+    figures = {**plain(vars(result)), "verify_loss": held_out_loss(open_run(path), "verify", plan.device)}
+    figures |= block_density(model)
+    store.write_json(at, figures)
+    return figures
+
+
+def held_out_loss(run: Run, split: str, device: str = "cpu") -> float:
+    """Mean loss in nats per target on real data of a split that training never saw."""
+    model = run.model.to(device)
+    data = run.subject.training_data(32, 0)
+    total, n = 0.0, 0
+    with torch.no_grad():
+        for inputs, targets in data.held_out(split):
+            out = model(*(x.to(device) for x in inputs))
+            flat = targets.to(device).flatten()
+            total += float(nn.functional.cross_entropy(out.reshape(len(flat), -1), flat, reduction="sum"))
+            n += len(flat)
+    model.to("cpu")
+    return total / max(n, 1)
+
+
+def block_density(model: nn.Module) -> Result:
+    """Nonzero and all entries of the matrices whose edges are counted."""
+    links = [e for e in patching.graph_of(model).links if e.counts == "block"]
+    kept = patching.support(model)
+    nonzero, total = sum(int(kept[e.name].sum()) for e in links), sum(kept[e.name].numel() for e in links)
+    return {"block_nonzero": nonzero, "block_total": total, "block_density": nonzero / total}
+
+
+# -- circuits --------------------------------------------------------------------------------------------------------
+
+
+def find_circuit(
+    path: Path, task_name: str, method: str, settings: Mapping[str, Any], name: str = "", labels: str = "right"
+) -> Result:
+    """Looks for the circuit of a task in a run (a job) and writes it; returns what was found, judged held out.
+
+    labels  "right"; or, for controls, "shuffled" (labels that the inputs do not determine) and "swapped" (the wrong
+            answer throughout). Controls learn and choose on the same examples, which is all to their advantage.
+    """
+    run = open_run(path)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    search, schema = METHODS[method]
+    asked = schema(**{**settings, "halve": labels == "right"})
+    task = run.task(task_name)
+    slug = f"{Path(task.name).stem}-{method}"
+    folder = path / "circuits" / slug if labels == "right" else path / "controls" / f"{slug}-{labels}"
+    key = key_of(run.digest, method, asked.model_dump(), labels, run.settings["examples"])
+    if (have := done(folder, key)) is not None:
+        return have
+    began, cpu = time.monotonic(), time.process_time()
+    discover, verify_split = (relabelled(task.split(s), labels, asked.seed) for s in ("discover", "verify"))
+    label = name or f"{path.name} {task_name}"
+    found: Discovery = search(run.model, run.reference, discover, asked, lambda now, total: report(label, now, total))
+    result: Result = {
+        "key": key, "task": task_name, "method": method, "labels": labels, "target": asked.target, "seed": asked.seed,
+        "status": found.status, "full_loss": found.full_loss, "loss_reached": found.loss, "model": run.digest,
+        "node_based": {"status": found.status}, "edge_pruned": {"status": found.status},
+        "whole": judged(run, None, verify_split), "search": list(found.log[-1:]),
+    }  # fmt: skip
+    circuit = None
+    if found.circuit is not None:
+        by_nodes = trim(run.model, found.circuit, run.reference, discover, asked.target, edges=False)
+        result["node_based"] |= judged(run, by_nodes.circuit, verify_split) | {"discover_loss": by_nodes.loss}
+        by_edges = trim(run.model, by_nodes.circuit, run.reference, discover, asked.target)
+        result["edge_pruned"] |= judged(run, by_edges.circuit, verify_split) | {"discover_loss": by_edges.loss}
+        result["searched"] = found.circuit.counts()
+        result["one_minimal"], result["trim_runs"] = by_edges.one_minimal, by_nodes.runs + by_edges.runs
+        circuit = by_edges.circuit.with_origin(
+            **found.origin, model=run.digest, task=task_name, labels=labels, reference="mean over the training mix",
+            trimmed="nodes, then edges", version=store.files.VERSION,
+        )  # fmt: skip
+    result |= {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+    keep(folder, circuit if labels == "right" else None, {"result.json": result})
+    return result
+
+
+def relabelled(split: Split, labels: str, seed: int) -> Split:
+    """The split with right, shuffled or swapped labels."""
+    if labels == "right":
+        return split
+    if labels == "shuffled":
+        return split.shuffled_labels(seed + 1)
+    if labels == "swapped":
+        return split.swapped_labels()
+    raise unknown("kind of labels", labels, ("right", "shuffled", "swapped"))
+
+
+def judged(run: Run, circuit: Circuit | None, split: Split) -> Result:
+    """Held-out loss and accuracy of a circuit (or the whole model), with its counts."""
+    with torch.no_grad():
+        out = patching.run(run.model, split.inputs, circuit, run.reference)
+    figures: Result = {
+        "loss": float(losses(out, split).mean()),
+        "accuracy": float(correct(out, split).float().mean()),
+        "n": len(split),
+    }
+    if circuit is not None:
+        figures |= circuit.counts() | {"pairs": node_pairs(circuit)}
+    return figures
+
+
+def node_pairs(circuit: Circuit) -> int:
+    """Pairs of kept nodes that a matrix could join, joined or not: what is left of the ratio without density."""
+    return sum(
+        int(circuit.nodes[e.src].sum()) * int(circuit.nodes[e.dst].sum())
+        for e in circuit.graph.links
+        if e.counts == "block"
+    )
+
+
+def keep(folder: Path, circuit: Circuit | None, beside: Mapping[str, Result]) -> None:
+    """Writes a circuit and the JSON files that belong to it as one folder, whole; other files in it are carried over."""
+    with store.new_folder(folder) as temp:
+        if circuit is not None:
+            store.write_circuit(temp, circuit)
+        for name, data in beside.items():
+            store.write_json(temp / name, data)
+        if circuit is not None and folder.exists():
+            for old in folder.glob("*.json"):
+                if not (temp / old.name).exists():
+                    store.write_json(temp / old.name, store.read_json(old))
+
+
+def circuit_folder(run: Run, name: str) -> Path:
+    """The folder of a circuit by its name, or by its task's name when only one method found one."""
+    have = [p.parent.name for p in sorted(run.path.glob("circuits/*/circuit.json"))]
+    match = [c for c in have if c == name] or [c for c in have if c.rpartition("-")[0] == name]
+    if len(match) == 1:
+        return run.path / "circuits" / match[0]
+    if match:
+        raise UsageError(f'"{name}" has several circuits; name one: {", ".join(match)}.')
+    infeasible = run.path / "circuits" / f"{name}-masks" / "result.json"
+    if infeasible.exists():
+        raise UsageError(f'the search for "{name}" in {run.path} found no circuit that meets its target.')
+    raise unknown("circuit", name, have)
+
+
+def check_circuit(path: Path, name: str, seed: int, controls: tuple[Evidence, ...] = (), n_null: int = 100) -> Result:
+    """Verifies a circuit on the verify and ood splits (a job) and stores the evidence in its folder."""
+    run = open_run(path)
+    folder = circuit_folder(run, name)
+    circuit = store.load_circuit(folder, run.digest)
+    result = store.read_json(folder / "result.json")
+    key = key_of(result["key"], seed, n_null, [plain(vars(c)) for c in controls])
+    have = store.read_json(folder / "evidence.json") if (folder / "evidence.json").exists() else {}
+    if have.get("key") != key:
+        task = run.task(result["task"])
+        ood = task.splits.get("ood")
+        question = Question(
+            run.model, circuit, run.reference, task.split("verify"), ood, result["target"], seed, n_null
+        )  # fmt: skip
+        circuit = circuit.with_evidence(*verify(question), *controls)
+        have = {"key": key, "task": result["task"], "evidence": [plain(vars(e)) for e in circuit.evidence]}
+        keep(folder, circuit, {"evidence.json": have})
+    return {"run": str(path), "circuit": folder.name, "task": result["task"], "evidence": have["evidence"]}
+
+
+def lay_out(path: Path, name: str, windows: int = 64) -> Result:
+    """Collects what a person may look at (a job): contexts, weights and effects of every node, on the explain split."""
+    run = open_run(path)
+    folder = circuit_folder(run, name)
+    circuit = store.load_circuit(folder, run.digest)
+    key = key_of(store.read_json(folder / "result.json")["key"], windows)
+    at = folder / "dossier.json"
+    if not at.exists() or store.read_json(at).get("key") != key:
+        task = run.task(circuit.origin["task"])
+        subject = run.subject
+        dossier = build_dossier(run.model, circuit, run.reference, task, subject.text(windows), subject.decode())
+        store.write_json(at, {**dossier, "key": key})
+    return {"circuit": folder.name}
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def list_tasks(path: Path | None) -> Result:
+    """All tasks; with a run, the model's held-out loss and the circuits found so far."""
+    from openwork.tasks.images import DIGIT_TASKS
+    from openwork.tasks.python_code import TASKS
+
+    rows = [{"task": n, "subject": "python", "about": s.about, "answers": list(s.answers)} for n, s in TASKS.items()]
+    rows += [{"task": n, "subject": "digits", "about": about} for n, about in DIGIT_TASKS.items()]
+    if path is None:
+        return {"tasks": rows}
+    run = open_run(path)
+    mine = [r for r in rows if r["subject"] == run.subject.name]
+    for row in mine:
+        split = run.task(row["task"]).split("verify")
+        row |= {k: v for k, v in judged(run, None, split).items() if k in ("loss", "accuracy", "n")}
+        row["circuits"] = [c for c in run.circuits() if c.rpartition("-")[0] == row["task"]]
+    return {"run": str(path), "tasks": mine}
+
+
+def show_run(path: Path) -> Result:
+    """What a run holds: its model's figures, its circuits and their evidence; a comparison shows its table."""
+    if (path / "run.yaml").exists() and read_yaml(path / "run.yaml").get("kind") == "comparison":
+        if not (path / "result.json").exists():
+            raise UsageError(f"the comparison in {path} is not finished; finish it with the command that began it.")
+        return store.read_json(path / "result.json")
+    run = open_run(path)
+    circuits = []
+    for name in run.circuits():
+        folder = path / "circuits" / name
+        r = store.read_json(folder / "result.json")
+        evidence = store.read_json(folder / "evidence.json")["evidence"] if (folder / "evidence.json").exists() else []
+        circuits.append({"circuit": name, "status": r["status"], **r["edge_pruned"], "evidence": evidence})
+    header = store.files.read_model_header(path / "model")
+    figures = store.read_json(path / "result.json") if (path / "result.json").exists() else {}
+    return {
+        "run": str(path), "subject": run.settings["subject"], "regimes": run.settings["regimes"],
+        "model": header["config"], "digest": header["digest"], "figures": figures, "circuits": circuits,
+    }  # fmt: skip
+
+
+def method_settings(method: str, **values: Any) -> Result:
+    """Settings of a method with some values set, as plain data; a wrong one is refused in its own words."""
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    try:
+        return METHODS[method][1](**values).model_dump()
+    except ValueError as e:
+        raise UsageError(f"settings of {method}: {e}") from e
+
+
+__all__ = [
+    "MaskSettings", "Plan", "Run", "begin_run", "check_circuit", "find_circuit", "held_out_loss", "lay_out",
+    "list_tasks", "method_settings", "open_run", "show_run", "train_plan",
+]  # fmt: skip
+

@@ -1,0 +1,126 @@
+"""A subject: what a model is trained on, the tasks that can be asked of it, and the text its means are taken over.
+
+SUBJECTS is the one list; a new subject is a class and one line here. Knows data and tasks. Does not know models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from openwork.errors import UsageError, unknown
+from openwork.tasks.corpus import Corpus, LanguageData, load_corpus
+from openwork.tasks.images import DIGIT_TASKS, digits_data, make_digit_task
+from openwork.tasks.jsonl import read_jsonl_task
+from openwork.tasks.python_code import TASKS as PYTHON_TASKS
+from openwork.tasks.python_code import make_task
+from openwork.tasks.task import Inputs, Task
+
+
+class Subject(Protocol):
+    """What the stages ask of a subject."""
+
+    name: str
+
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that come with it."""
+        ...
+
+    def task(self, name: str, n: int) -> Task:
+        """A task by name (or JSONL path), with up to `n` examples per split."""
+        ...
+
+    def training_data(self, batch: int, seed: int) -> Any:
+        """Batches for training and for held-out loss."""
+        ...
+
+    def reference_inputs(self) -> Iterable[Inputs]:
+        """Inputs of the kind the model was trained on, for the mean reference."""
+        ...
+
+    def text(self, n: int) -> Tensor | None:
+        """Windows [n, T] of real text of the explain split, where the subject is text."""
+        ...
+
+    def decode(self) -> Callable[[int], str] | None:
+        """Turns one token id into its text, where the subject is text."""
+        ...
+
+
+class PythonSubject:
+    """Real Python source with generated programs mixed in."""
+
+    name = "python"
+
+    def __init__(self, data: Path, n_ctx: int) -> None:
+        self.corpus: Corpus = load_corpus(data)
+        self.n_ctx = n_ctx
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(PYTHON_TASKS)
+
+    def task(self, name: str, n: int) -> Task:
+        if name.endswith(".jsonl"):
+            return read_jsonl_task(Path(name), self.corpus)
+        if name not in PYTHON_TASKS:
+            raise unknown("task", name, PYTHON_TASKS)
+        return make_task(name, self.corpus, n=n)
+
+    def training_data(self, batch: int, seed: int) -> LanguageData:
+        return LanguageData(self.corpus, n_ctx=self.n_ctx, batch=batch, seed=seed)
+
+    def reference_inputs(self) -> Iterable[Inputs]:
+        """Rows of the training mix (real text and programs in their training shares) from a seed of their own."""
+        for step in range(8):
+            yield (self.corpus.batch(step, 16, self.n_ctx, seed=2**31 - 1)[:, :-1],)
+
+    def text(self, n: int) -> Tensor | None:
+        return self.corpus.windows("explain", n, self.n_ctx)[:, :-1]
+
+    def decode(self) -> Callable[[int], str] | None:
+        return lambda token: self.corpus.decode([token])
+
+
+class DigitsSubject:
+    """Scikit-learn's 8x8 images of digits."""
+
+    name = "digits"
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(DIGIT_TASKS)
+
+    def task(self, name: str, n: int) -> Task:
+        if name.endswith(".jsonl"):
+            raise UsageError("a JSONL task is a task about text; this run was trained on images of digits.")
+        if name not in DIGIT_TASKS:
+            raise unknown("task", name, DIGIT_TASKS)
+        return make_digit_task(name)
+
+    def training_data(self, batch: int, seed: int) -> Any:
+        return digits_data(seed, batch=batch)
+
+    def reference_inputs(self) -> Iterable[Inputs]:
+        data = digits_data(0, batch=64)
+        for step in range(16):
+            yield data.batch(step)[0]
+
+    def text(self, n: int) -> Tensor | None:
+        return None
+
+    def decode(self) -> Callable[[int], str] | None:
+        return None
+
+
+SUBJECTS: Sequence[str] = ("python", "digits")
+
+
+def open_subject(name: str, data: Path, n_ctx: int) -> Subject:
+    """The subject of that name; `data` is the folder of its corpus, where it has one."""
+    if name == "python":
+        return PythonSubject(data, n_ctx)
+    if name == "digits":
+        return DigitsSubject()
+    raise unknown("subject", name, SUBJECTS)

@@ -1,0 +1,149 @@
+"""Task and Split: examples with a right and a wrong answer, and the loss and the metric over them.
+
+Knows tensors of inputs and output indices. Does not know where the examples come from, nor models or methods.
+
+Shapes: N examples, m wrong answers each, V outputs, T positions, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from openwork.errors import UsageError, unknown
+
+Inputs = tuple[Tensor, ...]  # positional arguments of a model's forward
+
+SPLITS = ("discover", "verify", "ood", "explain")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Some examples of a task; disjoint from every other split of the same task.
+
+    name     "discover", "verify", "ood" (out of distribution) or "explain"
+    inputs   arguments of the model's forward: (tokens [N, T] right-padded, at [N] the position that is asked) of a
+             language model, (x [N, F],) of a multilayer perceptron
+    answer   int64 [N], the output index that is right
+    wrong    int64 [N, m], the output indices that compete with it
+    pair     int64 [N], index of the example's counterpart in this split, or -1
+    texts    N strings, the example as a person reads it
+    """
+
+    name: str
+    inputs: Inputs
+    answer: Tensor
+    wrong: Tensor
+    pair: Tensor
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.answer)
+        assert self.wrong.dim() == 2, "wrong is [N, m]"
+        assert all(len(x) == n for x in (*self.inputs, self.wrong, self.pair, self.texts)), "parts differ in length"
+
+    def __len__(self) -> int:
+        return len(self.answer)
+
+    def take(self, index: Tensor) -> Split:
+        """The examples at `index` [K] (each at most once), in that order; a counterpart left behind becomes -1."""
+        index = index.to(self.answer.device)
+        new = torch.full((len(self) + 1,), -1, dtype=torch.long, device=index.device)  # the last entry serves pair -1
+        new[index] = torch.arange(len(index), device=index.device)
+        return Split(
+            self.name,
+            tuple(x[index] for x in self.inputs),
+            self.answer[index],
+            self.wrong[index],
+            new[self.pair[index]],
+            tuple(self.texts[i] for i in index.tolist()),
+        )
+
+    def halves(self) -> tuple[Split, Split]:
+        """Two disjoint halves, dealt out pair by pair so that counterparts stay together."""
+        pair = self.pair.tolist()
+        dealt: tuple[list[int], list[int]] = ([], [])
+        units = [(i,) if pair[i] < 0 else (i, pair[i]) for i in range(len(self)) if pair[i] < 0 or i < pair[i]]
+        for turn, unit in enumerate(units):
+            dealt[turn % 2].extend(unit)
+        first, second = (self.take(torch.tensor(sorted(part), dtype=torch.long)) for part in dealt)
+        return first, second
+
+    def counterfactual(self) -> Inputs:
+        """The inputs of each example's counterpart; refuses where an example has none."""
+        alone = int((self.pair < 0).sum())
+        if alone:
+            raise UsageError(
+                f'split "{self.name}": {alone} of {len(self)} examples have no counterpart, so there is no '
+                "counterfactual reference; use the mean or the zero reference, or give every example a pair."
+            )
+        return tuple(x[self.pair] for x in self.inputs)
+
+    def shuffled_labels(self, seed: int) -> Split:
+        """The nonsense task: the same inputs with labels that the inputs do not determine.
+
+        One wrong answer each: right and wrong trade places in a random half of the examples of every label. Several:
+        the labels are dealt out anew by a random permutation of the examples.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator).to(self.answer.device)
+        if self.wrong.shape[1] > 1:
+            return replace(self, answer=self.answer[order], wrong=self.wrong[order])
+        swap = torch.zeros(len(self), dtype=torch.bool, device=self.answer.device)
+        for label in self.answer.unique():
+            mine = order[self.answer[order] == label]
+            swap[mine[: len(mine) // 2]] = True
+        other = self.wrong[:, 0]
+        answer, wrong = torch.where(swap, other, self.answer), torch.where(swap, self.answer, other)
+        return replace(self, answer=answer, wrong=wrong[:, None])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split with its tensors on a device."""
+        return Split(
+            self.name,
+            tuple(x.to(device) for x in self.inputs),
+            self.answer.to(device),
+            self.wrong.to(device),
+            self.pair.to(device),
+            self.texts,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A behaviour to be explained: its splits, what it asks in one line, and its answers as a person reads them."""
+
+    name: str
+    about: str
+    splits: Mapping[str, Split]
+    answers: tuple[str, ...]
+
+    def split(self, name: str) -> Split:
+        """The split of that name; refuses with the nearest one."""
+        if name not in self.splits:
+            raise unknown(f"split of task {self.name}", name, self.splits)
+        return self.splits[name]
+
+
+def _candidates(logits: Tensor, split: Split) -> Tensor:
+    """Logits of the right answer (column 0) and the wrong ones: [N, 1 + m]."""
+    return logits.gather(1, torch.cat([split.answer[:, None], split.wrong], 1))
+
+
+def losses(logits: Tensor, split: Split) -> Tensor:
+    """Cross-entropy in nats per example [N] of logits [N, V], softmax over the right and the wrong answers only.
+
+    Gao et al. 2025 (arXiv 2511.13653, section 2.2) sum the two members of a pair; here every sequence has its own
+    loss and the mean is over sequences, so chance is ln 2 with two answers.
+    """
+    c = _candidates(logits, split).float()
+    return c.logsumexp(1) - c[:, 0]
+
+
+def correct(logits: Tensor, split: Split) -> Tensor:
+    """Whether the right answer has a larger logit than every wrong one: bool [N]; a tie is a mistake."""
+    c = _candidates(logits, split)
+    return c[:, 0] > c[:, 1:].amax(1)

@@ -1,0 +1,53 @@
+"""Training: one loop, four moments. Regimes and optimizers by name.
+
+A new regime is a new file and one line in REGIMES; contract tests and the command line pick it up from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from openwork.errors import several, unknown
+from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings, train
+from openwork.training.optimizers import OPTIMIZERS
+from openwork.training.weights import L1, Dense, DenseSettings, L1Settings, TopK, TopKSettings
+
+REGIMES: dict[str, tuple[type[Regime], type[BaseModel]]] = {
+    "dense": (Dense, DenseSettings),
+    "l1": (L1, L1Settings),
+    "topk": (TopK, TopKSettings),
+}
+
+
+def make_regime(name: str, options: Mapping[str, Any] | None = None) -> Regime:
+    """The regime of that name with its settings; refuses an unknown name or setting."""
+    if name not in REGIMES:
+        raise unknown("regime", name, REGIMES)
+    regime_type, settings_type = REGIMES[name]
+    try:
+        settings = settings_type(**(options or {}))
+    except ValidationError as e:
+        faults = [f"{'.'.join(map(str, f['loc'])) or name}: {f['msg']}" for f in e.errors()]
+        raise several(f"settings of the regime {name}", faults) from e
+    return regime_type(settings)
+
+
+__all__ = [
+    "L1",
+    "OPTIMIZERS",
+    "REGIMES",
+    "Dense",
+    "DenseSettings",
+    "L1Settings",
+    "Regime",
+    "TopK",
+    "TopKSettings",
+    "TrainData",
+    "TrainResult",
+    "TrainSettings",
+    "make_regime",
+    "train",
+]

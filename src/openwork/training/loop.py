@@ -1,0 +1,585 @@
+"""The training loop: one loop for every model, data set and combination of regimes.
+
+A regime is a way of training; it acts at four moments (`Regime`) and composes with others as a tuple. All schedules
+count steps, so a run is a pure function of its settings, its model and its data: resumed after a kill it equals an
+uninterrupted one bit for bit on a CPU.
+
+    folder/  model/  metrics.jsonl  training.json  snapshots/<step>/  tensorboard/  checkpoint/ (until it is done)
+
+Knows one model, batches and the "discover" split for its held-out loss. Does not know circuits, tasks, the verify split.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from openwork import files
+from openwork.errors import RunError, UsageError, unknown
+from openwork.models import Subject
+from openwork.patching import weight_of
+from openwork.store import load_model, model_digest, save_model
+from openwork.training.optimizers import OPTIMIZERS
+
+Inputs = tuple[Tensor, ...]  # positional arguments of the model's forward
+Progress = Callable[[int, int, dict[str, Any]], None]  # steps done, steps in all, the latest record of metrics.jsonl
+
+FORMAT, VERSION = "openwork-training", 1
+
+
+class TrainData(Protocol):
+    """Where batches come from. Integer targets are [B, T] for a language model, [B] for a classifier."""
+
+    def batch(self, step: int) -> tuple[Inputs, Tensor]:
+        """Inputs and targets of one step: a pure function of the step."""
+        ...
+
+    def held_out(self, split: str) -> Iterable[tuple[Inputs, Tensor]]:
+        """Fixed batches of the "discover" or "verify" data."""
+        ...
+
+
+class Regime(Protocol):
+    """A way of training, as what it does at four moments. Each does nothing unless a regime says otherwise.
+
+    `step` counts the optimizer steps done: 0 in the first penalty, 1 after the first step.
+    """
+
+    name: str
+    settings: BaseModel
+
+    def prepare(self, model: nn.Module, steps: int) -> None:
+        """Before the optimizer is made: registers parametrizations, looks at the model's shape."""
+
+    def penalty(self, model: nn.Module, step: int) -> Tensor | None:
+        """What is added to the loss, in nats."""
+        return None
+
+    def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+        """After the optimizer's step, while its gradients are still there."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Leaves plain parameters. Also called on copies, for snapshots."""
+
+    def density(self, step: int) -> float:
+        """Nominal share of nonzero weights after `step` steps."""
+        return 1.0
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """More columns for metrics.jsonl; called once per record."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know: tensors and plain data."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """The inverse of `state`, called after `prepare`."""
+
+
+class TrainSettings(BaseModel):
+    """How long and how fast to train. Unknown keys are refused; shares are of the whole run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(1500, ge=1)
+    optimizer: str = Field("adamw", description="one of OPTIMIZERS")
+    lr: float = Field(5e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices only")
+    warmup: float = Field(0.03, ge=0, le=1, description="share of the run over which lr rises")
+    decay_from: float = Field(0.5, ge=0, le=1, description="share of the run after which lr falls linearly to 0")
+    lr_density_power: float = Field(
+        0.0, ge=0, description="lr is multiplied by (final density / density now) ** this; the paper: 0.5"
+    )
+    clip: Literal["norm", "rms", "none"] = Field(
+        "norm", description="norm: global norm at most 1; rms: always divided by the global RMS (released code)"
+    )
+    amp: bool = Field(True, description="bfloat16 autocast on CUDA; never on a CPU, where it is 10 to 20 times slower")
+    seed: int = Field(0, ge=0, description="of what the regimes draw at random")
+    log_every: int = Field(20, ge=1)
+    eval_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    snapshots: tuple[int, ...] = Field((), description="steps after which the model is kept in snapshots/<step>/")
+    tensorboard: bool = False
+
+
+# settings that change what is written on the way, not what is learned
+_WATCHING = {"log_every", "eval_every", "checkpoint_every", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    loss, held_out      nats per target: mean over the last records' steps, and on the "discover" split in the end
+    nonzero, total      entries of the matrices (parameters of two axes or more)
+    density_*           nominal: what the regimes ask for; achieved: nonzero / total
+    seconds             wall time, cpu_seconds: of all threads, both over all resumed parts
+    tokens              targets seen
+    """
+
+    steps: int
+    loss: float
+    held_out: float
+    nonzero: int
+    total: int
+    density_nominal: float
+    density_achieved: float
+    seconds: float
+    cpu_seconds: float
+    tokens: int
+
+
+def train(
+    model: nn.Module,
+    data: TrainData,
+    regimes: Sequence[Regime],
+    settings: TrainSettings,
+    folder: Path,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Trains a model in place, writes everything to `folder`, and resumes what it finds begun there.
+
+    A folder that holds the same run finished is not trained again: its weights are loaded. A folder that holds a run
+    with other settings is refused.
+    """
+    where = _device(device)
+    run = _Run(model, data, tuple(regimes), settings, Path(folder), where, _plan(model, data, regimes, settings))
+    known = run.finished()
+    if known is not None:
+        return known
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), run.events():
+        torch.manual_seed(settings.seed)
+        run.begin()
+        while run.step < settings.steps:
+            run.advance()
+            due = _due(run.step, settings)
+            record = run.record() if due else {}
+            if run.step % settings.checkpoint_every == 0 and run.step < settings.steps:
+                run.save_checkpoint()
+            if due and progress is not None:
+                progress(run.step, settings.steps, record)
+        return run.conclude(record)
+
+
+def lr_factor(step: int, s: TrainSettings) -> float:
+    """Factor of the learning rate in step `step` (counted from 0): warm-up, constant, linear to 0."""
+    rise = min(1.0, (step + 1) / (s.warmup * s.steps)) if s.warmup > 0 else 1.0
+    fall_from = s.decay_from * s.steps
+    fall = min(1.0, (s.steps - step) / (s.steps - fall_from)) if fall_from < s.steps else 1.0
+    return min(rise, fall)
+
+
+def matrices(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters of two axes or more, by name: what sparsity is counted over."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad and p.dim() >= 2}
+
+
+def count_nonzero(model: nn.Module) -> tuple[int, int]:
+    """Nonzero and all entries of the matrices."""
+    of = matrices(model).values()
+    return sum(int(w.count_nonzero()) for w in of), sum(w.numel() for w in of)
+
+
+@torch.no_grad()
+def dead_neurons(model: nn.Module) -> float:
+    """Share of neurons without a nonzero weight in, or without one out; nan for a model without neurons."""
+    if not isinstance(model, Subject):
+        return math.nan
+    graph = model.graph()
+    dead = count = 0
+    for site in (s for s in graph.sites if s.kind == "neuron"):
+        alive = torch.ones(site.size, dtype=torch.bool)
+        for links, axis in ((graph.into(site.name), 1), (graph.out_of(site.name), 0)):
+            weights = [weight_of(model.get_submodule(e.module)) for e in links if e.kind == "weight"]
+            used = [(w.flatten(2).abs().sum(-1) if w.dim() > 2 else w).count_nonzero(axis) > 0 for w in weights]
+            alive &= torch.stack(used).any(0).cpu() if used else True
+        dead += site.size - int(alive.sum())
+        count += site.size
+    return dead / count if count else math.nan
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, data: TrainData, device: torch.device, amp: bool = False) -> float:
+    """Mean cross-entropy in nats per target on the "discover" split."""
+    total, n = 0.0, 0
+    for inputs, targets in data.held_out("discover"):
+        loss = _loss(model, inputs, targets, device, amp)
+        total, n = total + float(loss) * targets.numel(), n + targets.numel()
+    return total / n if n else math.nan
+
+
+# -- the parts of a run ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Tally:
+    """What happened since the last record; `loss` stays on the device so that no step waits for it."""
+
+    loss: Tensor
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    timed: float = 0.0  # seconds of the steps whose projection was timed
+    projecting: float = 0.0
+
+
+@dataclass
+class _Run:
+    """The state of one training run and the few things that are done with it."""
+
+    model: nn.Module
+    data: TrainData
+    regimes: tuple[Regime, ...]
+    settings: TrainSettings
+    folder: Path
+    device: torch.device
+    plan: dict[str, Any]
+    step: int = 0
+    tokens: int = 0
+    spent: float = 0.0  # wall seconds of earlier parts of this run
+    spent_cpu: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    writer: Any = None
+
+    # -- beginning and end ------------------------------------------------------------------------------------------
+
+    def finished(self) -> TrainResult | None:
+        """The result, if this very run is done already; refuses a folder that holds another run."""
+        path = self.folder / "training.json"
+        if not path.exists():
+            return None
+        stored = files.read_json(path)
+        self._same_run(stored.get("plan", {}))
+        try:
+            result = TrainResult(**{k: math.nan if v is None else v for k, v in stored["result"].items()})
+        except (KeyError, TypeError, AttributeError) as e:
+            raise RunError(f"{path} is damaged: {e!r}.") from e
+        self.model.load_state_dict(load_model(self.folder / "model").state_dict())
+        self.model.to(self.device)
+        return result
+
+    def begin(self) -> None:
+        """Sets everything up, from the checkpoint where there is one."""
+        self._start, self._start_cpu = time.perf_counter(), time.process_time()
+        self.model.to(self.device)
+        for regime in self.regimes:
+            regime.prepare(self.model, self.settings.steps)
+        self.optimizer = OPTIMIZERS[self.settings.optimizer](self.model, self.settings)
+        self.tally = _Tally(torch.zeros((), device=self.device))
+        self._restore()
+        kept = [r for r in files.read_jsonl(self._metrics) if r.get("step", math.inf) <= self.step]
+        files.write_text(self._metrics, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+    def conclude(self, record: Mapping[str, Any]) -> TrainResult:
+        """Stores the model and the result, and drops the checkpoint."""
+        nonzero, total = count_nonzero(self.model)
+        result = TrainResult(
+            steps=self.step,
+            loss=sum(self.losses) / len(self.losses),
+            held_out=record["held_out"],
+            nonzero=nonzero,
+            total=total,
+            density_nominal=self._nominal(),
+            density_achieved=nonzero / total,
+            seconds=self._seconds(),
+            cpu_seconds=self._cpu_seconds(),
+            tokens=self.tokens,
+        )
+        save_model(self.folder / "model", self.model, {"training": asdict(result)})
+        document = {"format": FORMAT, "version": VERSION, "plan": self.plan, "result": asdict(result)}
+        files.write_json(self.folder / "training.json", document)
+        files.remove(self._checkpoint.parent)
+        return result
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """One optimizer step and what follows it."""
+        s, done = self.settings, self.step + 1
+        begin = time.perf_counter()
+        factor = lr_factor(self.step, s) * self._density_factor()
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.lr * factor
+        inputs, targets = self.data.batch(self.step)
+        loss = _loss(self.model, inputs, targets, self.device, s.amp)
+        penalties = [p for r in self.regimes if (p := r.penalty(self.model, self.step)) is not None]
+        (loss + sum(penalties) if penalties else loss).backward()
+        _clip(self.model, s.clip)
+        self.optimizer.step()
+        timed = self.device.type == "cpu" or _due(done, s)  # on CUDA timing needs a wait, so it is done on few steps
+        before = self._now() if timed else begin
+        for regime in self.regimes:
+            regime.after_step(self.model, self.optimizer, done)
+        after = self._now() if timed else time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(loss.detach(), targets.numel(), after - begin, after - before if timed else None)
+        self.step = done
+        if done == s.steps:
+            for regime in self.regimes:
+                regime.finish(self.model)
+        if done in s.snapshots:
+            self._save_snapshot()
+
+    def _count(self, loss: Tensor, tokens: int, seconds: float, projecting: float | None) -> None:
+        t = self.tally
+        t.loss += loss
+        t.steps += 1
+        t.tokens += tokens
+        t.seconds += seconds
+        if projecting is not None:
+            t.timed += seconds
+            t.projecting += projecting
+        self.tokens += tokens
+
+    def _density_factor(self) -> float:
+        """(density now / final density) ** -power; the learning rate grows as the model gets sparser."""
+        now, final = self._nominal(), self._nominal(self.settings.steps)
+        return (now / final) ** -self.settings.lr_density_power
+
+    def _nominal(self, step: int | None = None) -> float:
+        """What the regimes together ask for: the sparsest of them counts."""
+        return min((r.density(self.step if step is None else step) for r in self.regimes), default=1.0)
+
+    # -- books ------------------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """Adds one line to metrics.jsonl and returns it."""
+        s, t = self.settings, self.tally
+        loss = float(t.loss) / t.steps
+        if not math.isfinite(loss):
+            raise RunError(f"training diverged before step {self.step}: the loss is {loss}; try a lower lr than {s.lr}.")
+        last = self.step == s.steps
+        nonzero, total = count_nonzero(self.model)
+        record = {
+            "step": self.step,
+            "loss": loss,
+            "held_out": self._held_out() if last or self.step % s.eval_every == 0 else None,
+            "density": self._nominal(),
+            "achieved": nonzero / total,
+            "nonzero": nonzero,
+            "dead_neurons": dead_neurons(self.model),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "tokens": self.tokens,
+            "tokens_per_s": t.tokens / t.seconds,
+            "projection_share": t.projecting / t.timed if t.timed else 0.0,
+            "seconds": self._seconds(),
+        }
+        for regime in self.regimes:
+            record |= regime.report(self.model)
+        self.losses = [*self.losses[-4:], loss]
+        self.tally = _Tally(torch.zeros((), device=self.device))
+        files.append_jsonl(self._metrics, record)
+        if self.writer is not None:
+            for name, value in record.items():
+                if value is not None and name != "step":
+                    self.writer.add_scalar(name, value, self.step)
+        return record
+
+    @contextmanager
+    def events(self) -> Iterator[None]:
+        """TensorBoard's event file, where it is asked for; events after the checkpoint are hidden by the new ones."""
+        if not self.settings.tensorboard:
+            yield
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as e:
+            raise UsageError('TensorBoard is not installed: pip install "openwork[tensorboard]".') from e
+        at = self._read_checkpoint()
+        purge = at["step"] + 1 if at else 0
+        try:
+            with SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge) as self.writer:
+                yield
+        except OSError as e:
+            raise RunError(f"cannot write {self.folder / 'tensorboard'}: {e.strerror or e}.") from e
+        finally:
+            self.writer = None
+
+    def _held_out(self) -> float:
+        return held_out_loss(self.model, self.data, self.device, self.settings.amp)
+
+    def _save_snapshot(self) -> None:
+        """Keeps the model as it is now, finished like the final one."""
+        plain = copy.deepcopy(self.model)
+        if self.step < self.settings.steps:
+            for regime in self.regimes:
+                regime.finish(plain)
+        held_out = held_out_loss(plain, self.data, self.device, self.settings.amp)
+        extra = {"step": self.step, "held_out": held_out, "tokens": self.tokens}
+        save_model(self.folder / "snapshots" / str(self.step), plain, extra)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _seconds(self) -> float:
+        return self.spent + time.perf_counter() - self._start
+
+    def _cpu_seconds(self) -> float:
+        return self.spent_cpu + time.process_time() - self._start_cpu
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint" / "state.pt"
+
+    def save_checkpoint(self) -> None:
+        """Writes everything that a resumed run needs to go on as if nothing had happened."""
+        t = self.tally
+        state = {
+            "version": VERSION,
+            "plan": json.dumps(self.plan),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self._seconds(),
+            "cpu_seconds": self._cpu_seconds(),
+            "losses": self.losses,
+            "tally": {"loss": t.loss, "steps": t.steps, "tokens": t.tokens, "seconds": t.seconds},
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "regimes": [r.state() for r in self.regimes],
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        files.write_bytes(self._checkpoint, buffer.getbuffer())
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        path = self._checkpoint
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(io.BytesIO(files.read_bytes(path)), map_location="cpu", weights_only=True)
+            plan, version = json.loads(state["plan"]), state["version"]
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as e:
+            raise RunError(f"{path} is damaged; remove {path.parent} to train this run from its start.") from e
+        if version > VERSION:
+            raise RunError(f"{path} was written by a newer openwork; upgrade with `pip install --upgrade openwork`.")
+        self._same_run(plan)
+        return state
+
+    def _restore(self) -> None:
+        state = self._read_checkpoint()
+        if state is None:
+            return
+        self.step, self.tokens, self.losses = state["step"], state["tokens"], state["losses"]
+        self.spent, self.spent_cpu = state["seconds"], state["cpu_seconds"]
+        tally = state["tally"]
+        self.tally = _Tally(tally["loss"].to(self.device), tally["steps"], tally["tokens"], tally["seconds"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for regime, of in zip(self.regimes, state["regimes"], strict=True):
+            regime.restore(of, self.device)
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
+    def _same_run(self, stored: Mapping[str, Any]) -> None:
+        """Refuses to go on with a run that was begun differently."""
+        if stored == self.plan:
+            return
+        raise UsageError(
+            f"{self.folder} holds a run with other settings ({'; '.join(_differences(stored, self.plan))}): "
+            "choose another folder, or remove this one."
+        )
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def _plan(model: nn.Module, data: TrainData, regimes: Sequence[Regime], s: TrainSettings) -> dict[str, Any]:
+    """Everything a run depends on, as plain data: two runs with equal plans learn the same weights."""
+    if s.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", s.optimizer, OPTIMIZERS)
+    inputs, targets = data.batch(0)
+    first = hashlib.sha256()
+    for t in (*inputs, targets):
+        first.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return files.plain(
+        {
+            "settings": s.model_dump(mode="json", exclude=_WATCHING),
+            "regimes": {r.name: r.settings.model_dump(mode="json") for r in regimes},
+            "model": model_digest(model),
+            "data": first.hexdigest(),
+        }
+    )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:
+    """What two plans disagree about, as "name: old, now new"."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{within}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{name}.")
+        elif a != b and key in ("model", "data") and not within:
+            found.append("other initial weights" if key == "model" else "other data")
+        elif a != b:
+            found.append(f"{name}: {a}, now {b}")
+    return found
+
+
+def _due(step: int, s: TrainSettings) -> bool:
+    """Whether a record is written after `step` steps."""
+    return step % s.log_every == 0 or step % s.eval_every == 0 or step == s.steps
+
+
+def _loss(model: nn.Module, inputs: Inputs, targets: Tensor, device: torch.device, amp: bool) -> Tensor:
+    """Mean cross-entropy, in nats per target."""
+    cuda = device.type == "cuda"
+    inputs = tuple(x.to(device, non_blocking=cuda) for x in inputs)
+    targets = targets.to(device, non_blocking=cuda)
+    with torch.autocast("cuda", torch.bfloat16, enabled=amp and cuda):
+        logits = model(*inputs)
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+
+
+def _clip(model: nn.Module, how: str) -> None:
+    """Bounds the gradient."""
+    trained = [p for p in model.parameters() if p.grad is not None]
+    if how == "norm":
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    elif how == "rms":
+        grads = [p.grad for p in trained if p.grad is not None]
+        rms = torch.nn.utils.get_total_norm(grads) / math.sqrt(sum(g.numel() for g in grads))
+        torch._foreach_div_(grads, rms + 1e-5)
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name; refuses one that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise UsageError(f'no device named "{name}". There is: cpu, cuda.') from e
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f'cannot train on "{name}". There is: cpu, cuda.')
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f'no device "{name}": torch sees no CUDA device here. There is: cpu.')
+    return device

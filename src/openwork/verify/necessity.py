@@ -1,0 +1,97 @@
+"""Necessary: without the circuit's nodes the model no longer does the task, and without others it still does.
+
+Ablates only the circuit's nodes and keeps everything else ("inverse pruning" in Gao et al. 2025, arXiv 2511.13653,
+section A.5), against as many nodes elsewhere (partial necessity of Shi et al. 2024, arXiv 2410.13032).
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from openwork import stats
+from openwork.circuit import Evidence
+from openwork.verify.question import (
+    ALPHA,
+    ROUNDING,
+    Question,
+    accuracy_interval,
+    chance_accuracy,
+    clusters,
+    decide,
+    random_elsewhere,
+    size,
+)
+
+
+def necessary(q: Question) -> Evidence:
+    """What ablating the circuit's nodes, and nothing else, does to the loss and accuracy of the model.
+
+    bar              midway between the whole model's accuracy and chance (1 / number of answers)
+    holds            accuracy falls to the bar or below, and p <= 0.05
+    fails            the lower end of the accuracy's 95 % interval is above the bar, or p > 0.05, or the whole model is
+                     no better than chance
+    too little data  fewer than 32 examples; or accuracy above a bar that lies inside its interval
+    null             ablating as many random live nodes at every site, outside the circuit wherever enough are there;
+                     p is the rank of the circuit's rise in loss among theirs, all on the fixed sample of examples
+    """
+    started = time.perf_counter()
+    whole, chance = q.whole_run, chance_accuracy(q.verify)
+    without = q.measure(q.verify, {n: ~m for n, m in q.kept.items()})
+    rise = without.losses - whole.losses
+    interval = stats.bootstrap_mean(rise, clusters(q.verify), seed=q.seed)
+    accuracy = accuracy_interval(without, q.verify)
+    base = q.measure(q.sample).loss
+    own = q.measure(q.sample, {n: ~m for n, m in q.kept.items()}).loss - base
+    runs = [q.measure(q.sample, {n: ~m for n, m in d.items()}) for d in random_elsewhere(q, q.rng("necessary"))]
+    null = np.array([r.loss for r in runs]) - base
+    null_accuracy = float(np.mean([r.accuracy for r in runs]))
+    p = stats.rank_p(own, null + ROUNDING)
+    bar = (whole.accuracy + chance) / 2
+    able = whole.accuracy > chance
+    verdict = decide(
+        q,
+        met=able and without.accuracy <= bar and p <= ALPHA,
+        excluded=not able or accuracy[0] > bar or p > ALPHA,
+    )
+    sentence = (
+        f"Ablating only the circuit's {size(q.kept)} nodes takes accuracy from {whole.accuracy:.3f} to "
+        f"{without.accuracy:.3f} (chance {chance:.2g}, bar {bar:.3f}) and raises the loss by {rise.mean():.3f} nats "
+        f"(95 % {interval[0]:.3f} to {interval[1]:.3f}); ablating as many random nodes elsewhere raises it by "
+        f"{null.mean():.3f} on average, with accuracy {null_accuracy:.3f}."
+    )
+    outside = min((int((q.live[n] & ~m).sum()) - int(m.sum()) for n, m in q.kept.items()), default=0)
+    return Evidence(
+        claim="necessary",
+        verdict=verdict,
+        sentence=sentence,
+        value=float(rise.mean()),
+        unit="nats of loss",
+        interval=interval,
+        null=f"ablating as many random live nodes at every site, {q.n_null} draws, outside the circuit",
+        null_value=float(null.mean()),
+        p=p,
+        n=len(q.verify),
+        split=q.verify.name,
+        seed=q.seed,
+        seconds=time.perf_counter() - started,
+        details={
+            "whole_model_loss": whole.loss,
+            "whole_model_accuracy": whole.accuracy,
+            "loss_without": without.loss,
+            "accuracy_without": without.accuracy,
+            "accuracy_interval": list(accuracy),
+            "chance_accuracy": chance,
+            "accuracy_bar": bar,
+            "null_draws": q.n_null,
+            "null_worst": float(null.max()),
+            "null_accuracy": null_accuracy,
+            "null_losses": [round(float(x), 6) for x in null + base],
+            "null_outside_circuit": "at every site"
+            if outside >= 0
+            else "not at every site: too few live nodes outside",
+            "sample": len(q.sample),
+            "rise_on_sample": own,
+        },
+    )
