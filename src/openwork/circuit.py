@@ -141,9 +141,7 @@ class Circuit:
     # -- makers ----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def from_nodes(
-        graph: Graph, nodes: Masks, support: Masks, origin: Mapping[str, Any] | None = None
-    ) -> Circuit:
+    def from_nodes(graph: Graph, nodes: Masks, support: Masks, origin: Mapping[str, Any] | None = None) -> Circuit:
         """The circuit of some nodes: its edges are the nonzero weights that join two kept nodes.
 
         nodes    site -> bool [n]; a site that is left out is kept whole

@@ -126,7 +126,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
     """Writes an object as YAML, keys in the order given."""
-    write_text(path, yaml.safe_dump(plain(data), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump(plain(data), sort_keys=False))
 
 
 def plain(value: Any) -> Any:
@@ -297,7 +297,9 @@ def read_header(path: Path, form: str) -> dict[str, Any]:
 
 def read_model_header(folder: Path) -> dict[str, Any]:
     """config, digest, extra and sha256 of a stored model."""
-    return _require(read_header(Path(folder) / "config.json", MODEL), Path(folder) / "config.json", "config digest sha256")
+    return _require(
+        read_header(Path(folder) / "config.json", MODEL), Path(folder) / "config.json", "config digest sha256"
+    )
 
 
 def read_circuit_header(folder: Path) -> dict[str, Any]:

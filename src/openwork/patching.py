@@ -67,7 +67,7 @@ def _(module: nn.Conv2d) -> Tensor:
 
 @singledispatch
 def carry(module: nn.Module, reference: Tensor, now: Tensor, ablated: Tensor) -> Tensor:
-    """What a layer's output gains when a share `ablated` [dst, src] of every edge carries `reference` instead of `now`."""
+    """What a layer's output gains when a share `ablated` [dst, src] of its edges carries `reference`, not `now`."""
     return weight_of(module)  # refuses with the instruction
 
 
@@ -198,7 +198,9 @@ def support(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def patched(model: nn.Module, reference: Reference, nodes: Masks | None = None, edges: Masks | None = None) -> Iterator[None]:
+def patched(
+    model: nn.Module, reference: Reference, nodes: Masks | None = None, edges: Masks | None = None
+) -> Iterator[None]:
     """Within the context, the model runs with these masks.
 
     reference  what ablated nodes and edges carry, per site
@@ -232,7 +234,9 @@ def patched(model: nn.Module, reference: Reference, nodes: Masks | None = None, 
             h.remove()
 
 
-def _site_hook(s: Site, mask: Tensor | None, reference: Reference, now: dict[str, Tensor], watch: bool) -> Callable[..., Any]:
+def _site_hook(
+    s: Site, mask: Tensor | None, reference: Reference, now: dict[str, Tensor], watch: bool
+) -> Callable[..., Any]:
     def fn(_module: nn.Module, _args: Any, h: Tensor) -> Tensor:
         if mask is not None:
             m = _along(mask.to(h.device, h.dtype), s, h)
@@ -254,7 +258,13 @@ def _along(x: Tensor, s: Site, like: Tensor) -> Tensor:
 
 
 def _hook_link(
-    graph: Graph, e: Link, mask: Tensor, reference: Reference, now: dict[str, Tensor], model: nn.Module, hook: Callable[..., None]
+    graph: Graph,
+    e: Link,
+    mask: Tensor,
+    reference: Reference,
+    now: dict[str, Tensor],
+    model: nn.Module,
+    hook: Callable[..., None],
 ) -> None:
     s = graph.site(e.src)
     r = reference[e.src]

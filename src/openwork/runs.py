@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from openwork.files import plain, read_yaml
 from openwork.models import build
 from openwork.tasks.subjects import Subject, open_subject
 from openwork.tasks.task import Split, Task, correct, losses
-from openwork.training import REGIMES, TrainSettings, train
+from openwork.training import TrainSettings, make_regime, train
 from openwork.verify import Question, verify
 from openwork.workers import report
 
@@ -156,6 +156,7 @@ class Plan:
     training        settings of the loop, as plain data
     regimes         name -> settings of each regime, as plain data
     examples        examples per split of a task
+    batch           sequences or images per step
     """
 
     subject: str
@@ -165,6 +166,7 @@ class Plan:
     regimes: Result
     examples: int
     seed: int
+    batch: int
     device: str = "cpu"
 
     def settings(self) -> Result:
@@ -180,12 +182,12 @@ def train_plan(path: Path, plan: Plan, name: str = "train") -> Result:
         return store.read_json(at)
     settings = TrainSettings(**plan.training)
     subject = open_subject(plan.subject, path / plan.data, int(plan.model.get("n_ctx", 0)))
-    data = subject.training_data(settings.batch, plan.seed)
+    data = subject.training_data(plan.batch, plan.seed)
     model = build(plan.model, plan.seed)
     table = getattr(subject, "corpus", None)
     if table is not None and getattr(model, "bigram", None) is not None:
         model.bigram.copy_(table.bigram_logits())
-    regimes = tuple(REGIMES[n][0](REGIMES[n][1](**s)) for n, s in plan.regimes.items())
+    regimes = tuple(make_regime(n, options) for n, options in plan.regimes.items())
     result = train(
         model, data, regimes, settings, path, plan.device,
         progress=lambda now, total, info: report(name, now, total, **info),
@@ -234,7 +236,7 @@ def find_circuit(
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     search, schema = METHODS[method]
-    asked = schema(**{**settings, "halve": labels == "right"})
+    asked = schema(**{**settings, "control": labels != "right"})
     task = run.task(task_name)
     slug = f"{Path(task.name).stem}-{method}"
     folder = path / "circuits" / slug if labels == "right" else path / "controls" / f"{slug}-{labels}"
@@ -248,6 +250,7 @@ def find_circuit(
     result: Result = {
         "key": key, "task": task_name, "method": method, "labels": labels, "target": asked.target, "seed": asked.seed,
         "status": found.status, "full_loss": found.full_loss, "loss_reached": found.loss, "model": run.digest,
+        "answers": 1 + discover.wrong.shape[1],
         "node_based": {"status": found.status}, "edge_pruned": {"status": found.status},
         "whole": judged(run, None, verify_split), "search": list(found.log[-1:]),
     }  # fmt: skip
@@ -274,8 +277,8 @@ def relabelled(split: Split, labels: str, seed: int) -> Split:
         return split
     if labels == "shuffled":
         return split.shuffled_labels(seed + 1)
-    if labels == "swapped":
-        return split.swapped_labels()
+    if labels == "swapped":  # with several wrong answers, the next one takes the place of the right one
+        return replace(split, answer=split.wrong[:, 0], wrong=torch.cat([split.wrong[:, 1:], split.answer[:, None]], 1))
     raise unknown("kind of labels", labels, ("right", "shuffled", "swapped"))
 
 
@@ -303,7 +306,7 @@ def node_pairs(circuit: Circuit) -> int:
 
 
 def keep(folder: Path, circuit: Circuit | None, beside: Mapping[str, Result]) -> None:
-    """Writes a circuit and the JSON files that belong to it as one folder, whole; other files in it are carried over."""
+    """Writes a circuit and the JSON files that belong to it as one folder, whole; other files in it are kept."""
     with store.new_folder(folder) as temp:
         if circuit is not None:
             store.write_circuit(temp, circuit)
@@ -420,4 +423,3 @@ __all__ = [
     "MaskSettings", "Plan", "Run", "begin_run", "check_circuit", "find_circuit", "held_out_loss", "lay_out",
     "list_tasks", "method_settings", "open_run", "show_run", "train_plan",
 ]  # fmt: skip
-

@@ -250,6 +250,14 @@ def pair_clusters(pair: Any) -> Ints:
     return np.where(p < 0, np.arange(p.size), np.minimum(p, np.arange(p.size)))
 
 
+def one_per_cluster(clusters: Any, seed: int = 0) -> Ints:
+    """Indices of one example of every cluster, drawn at random: examples that a test may take as independent."""
+    names = np.asarray(clusters)
+    order = np.random.default_rng(seed).permutation(names.size)
+    _, first = np.unique(names[order], return_index=True)
+    return np.sort(order[first])
+
+
 def _cluster_index(n: int, clusters: Any) -> tuple[Ints, int]:
     """Cluster numbers made dense, 0 .. m - 1, and m."""
     if clusters is None:
@@ -260,7 +268,7 @@ def _cluster_index(n: int, clusters: Any) -> tuple[Ints, int]:
 
 def _cluster_sums(values: Floats, clusters: Any) -> Floats:
     index, m = _cluster_index(values.size, clusters)
-    return np.bincount(index, weights=values, minlength=m)
+    return _floats(np.bincount(index, weights=values, minlength=m))
 
 
 def _chunks(total: int, width: int) -> list[int]:

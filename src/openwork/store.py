@@ -138,21 +138,26 @@ def _dense(path: Path, name: str, stored: dict[str, Tensor], shape: tuple[int, .
 
 
 def save_circuit(folder: Path, circuit: Circuit) -> None:
-    """Writes a circuit: circuit.json, readable without torch, and tensors.safetensors with what its masks keep."""
-    masks = {f"nodes/{n}": m for n, m in circuit.nodes.items()} | {f"edges/{n}": m for n, m in circuit.edges.items()}
+    """Writes a circuit as a folder of its own: circuit.json, readable without torch, and tensors.safetensors."""
     with new_folder(folder) as temp:
-        written = write_tensors(temp / files.CIRCUIT_TENSORS, {n: _indices(m) for n, m in masks.items()})
-        header = {
-            "format": files.CIRCUIT,
-            "version": files.VERSION,
-            "counts": circuit.counts(),
-            "origin": circuit.origin,
-            "evidence": [vars(e) for e in circuit.evidence],
-            "explanations": [{**vars(x), "evidence": [vars(e) for e in x.evidence]} for x in circuit.explanations],
-            "sha256": written,
-            "graph": circuit.graph.to_dict(),
-        }
-        write_json(temp / "circuit.json", header)
+        write_circuit(temp, circuit)
+
+
+def write_circuit(folder: Path, circuit: Circuit) -> None:
+    """Writes the two files of a circuit, flat indices of what its masks keep, into a folder that is being made."""
+    masks = {f"nodes/{n}": m for n, m in circuit.nodes.items()} | {f"edges/{n}": m for n, m in circuit.edges.items()}
+    written = write_tensors(folder / files.CIRCUIT_TENSORS, {n: _indices(m) for n, m in masks.items()})
+    header = {
+        "format": files.CIRCUIT,
+        "version": files.VERSION,
+        "counts": circuit.counts(),
+        "origin": circuit.origin,
+        "evidence": [vars(e) for e in circuit.evidence],
+        "explanations": [{**vars(x), "evidence": [vars(e) for e in x.evidence]} for x in circuit.explanations],
+        "sha256": written,
+        "graph": circuit.graph.to_dict(),
+    }
+    write_json(folder / "circuit.json", header)
 
 
 def load_circuit(folder: Path, digest: str | None = None) -> Circuit:
@@ -208,6 +213,7 @@ __all__ = [
     "read_yaml",
     "save_circuit",
     "save_model",
+    "write_circuit",
     "write_json",
     "write_tensors",
     "write_text",

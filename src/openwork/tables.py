@@ -1,7 +1,8 @@
 """A command's result, a plain dict, as text tables for a person.
 
-Lists of records become tables, a record with a `status` inside a record becomes one cell, the rest becomes lines.
-Knows dicts and rich. Does not know what the numbers mean.
+Lists of records become tables, one line per record; where a record holds circuits (records with a `status`), one line
+per circuit. Records of records become tables as well, the rest lines of text. Knows dicts and rich. Does not know what
+the numbers mean.
 """
 
 from __future__ import annotations
@@ -14,78 +15,111 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-HIDDEN = {"details", "origin", "seed", "seconds", "split", "null", "interval", "unit", "null_value", "p", "n"}
+Record = Mapping[str, Any]
+
+WIDE = 7  # columns; a table of records with more is turned on its side
+OF_CIRCUITS = ("status", "nodes", "edges", "loss", "accuracy")
+OF_EVIDENCE = ("task", "model", "circuit", "claim", "verdict", "sentence")  # the numbers are for --json and the page
 
 
-def show_result(result: Mapping[str, Any], console: Console | None = None) -> None:
+def show_result(result: Record, console: Console | None = None) -> None:
     """Prints a result: its tables first, its single values last, where the eye ends up."""
     console = console or Console(highlight=False)
     for key, value in result.items():
         _show(key, value, console)
     for key, value in result.items():
-        if not _is_table(value) and not isinstance(value, Mapping):
-            console.print(f"{escape(key)}: {escape(cell(value))}", soft_wrap=True)
+        if not _is_records(value) and not isinstance(value, Mapping):
+            console.print(f"{escape(_words(key))}: {escape(cell(value))}", soft_wrap=True)
 
 
-def _show(key: str, value: Any, console: Console) -> None:
-    if _is_table(value):
-        console.print(table(key, value))
+def _show(title: str, value: Any, console: Console) -> None:
+    if _is_records(value):
+        console.print(table(title, circuit_lines(value)))
+        for row in value:
+            for key, inner in row.items():
+                if _is_records(inner):
+                    _show(f"{cell(next(iter(row.values())))}: {key}", inner, console)
     elif isinstance(value, Mapping):
-        lines = {k: v for k, v in value.items() if not _is_table(v)}
+        if value and all(isinstance(v, Mapping) for v in value.values()):
+            console.print(table(title, _named(title, value)))
+            return
+        lines = [{title: k, "value": v} for k, v in value.items() if not _is_records(v)]
         if lines:
-            console.print(table(key, [{"": k, "value": v} for k, v in lines.items()]))
-        for k, v in value.items():
-            if _is_table(v):
-                console.print(table(f"{key}: {k}", v))
+            console.print(table(title, lines))
+        for key, inner in value.items():
+            if _is_records(inner):
+                _show(f"{title}: {key}", inner, console)
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(v, Mapping) for v in value)
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(v, Mapping) for v in value)
 
 
-def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Records as a table with one column per key, in the order in which keys first appear.
+def _is_circuit(value: Any) -> bool:
+    return isinstance(value, Mapping) and "status" in value
 
-    Evidence (records with a `sentence`) is shown by its sentence; its numbers are for --json and the page.
-    """
-    names = list(dict.fromkeys(k for row in rows for k in row))
-    if "sentence" in names:
-        names = [n for n in names if n not in HIDDEN and n != "value"]
-    out = Table(
-        title=escape(title.replace("_", " ")), title_justify="left", title_style="bold", show_lines="sentence" in names
-    )
-    for n in names:
-        numeric = all(isinstance(row.get(n), int | float) and not isinstance(row.get(n), bool) for row in rows)
-        out.add_column(escape(n.replace("_", " ")), justify="right" if numeric else "left", overflow="fold")
+
+def circuit_lines(rows: Sequence[Record]) -> list[Record]:
+    """Records in which circuits stand by name, as one record per circuit; other records as they are."""
+    if not any(_is_circuit(v) for row in rows for v in row.values()):
+        return list(rows)
+    out: list[Record] = []
     for row in rows:
-        out.add_row(*(escape(cell(row.get(n))) for n in names))
+        name = {k: v for k, v in row.items() if isinstance(v, str)}
+        for key, c in row.items():
+            if _is_circuit(c):
+                out.append({**name, "circuit": _words(key), **{k: c[k] for k in OF_CIRCUITS if k in c}})
+                name = dict.fromkeys(name, "")
     return out
 
 
-def cell(value: Any) -> str:
-    """One value as short text."""
+def _named(title: str, value: Record) -> list[Record]:
+    """Records by name as a list of records; turned on its side where that fits a page better."""
+    columns = dict.fromkeys(k for v in value.values() for k in v)
+    if len(columns) <= WIDE:
+        return [{title: name, **v} for name, v in value.items()]
+    return [{title: k, **{name: v.get(k) for name, v in value.items()}} for k in columns]
+
+
+def table(title: str, rows: Sequence[Record]) -> Table:
+    """Records as a table with one column per key, in the order in which keys first appear.
+
+    Tables within a record are left out here; evidence (records with a `sentence`) is shown in words only.
+    """
+    names = list(dict.fromkeys(k for row in rows for k, v in row.items() if not _is_records(v)))
+    if told := "sentence" in names:
+        names = [n for n in OF_EVIDENCE if n in names]
+    out = Table(title=escape(_words(title)), title_justify="left", title_style="bold", show_lines=told)
+    for n in names:
+        right = all(_is_number(row[n]) for row in rows if row.get(n) is not None)
+        out.add_column(escape(_words(n)), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*(escape(cell(row.get(n), n)) for n in names))
+    return out
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _words(key: str) -> str:
+    return key if "/" in key else key.replace("_", " ")
+
+
+def cell(value: Any, name: str = "") -> str:
+    """One value as short text; `name` is its column's, for those that are a share."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
+        if name == "accuracy":
+            return f"{value:.1%}"
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, Mapping):
-        return _record(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(f"{k} {cell(v, k)}" for k, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
         return ", ".join(cell(v) for v in value) or "none"
     return str(value)
-
-
-def _record(value: Mapping[str, Any]) -> str:
-    """A circuit's account in one cell; any other record as its items."""
-    if value.get("status") == "ok":
-        parts = [f"{cell(value[k])} {k}" for k in ("nodes", "edges") if value.get(k) is not None]
-        parts += [f"{value['loss']:.3f} nats"] if isinstance(value.get("loss"), float) else []
-        parts += [f"{value['accuracy']:.1%}"] if isinstance(value.get("accuracy"), float) else []
-        return ", ".join(parts)
-    if "status" in value:
-        return str(value["status"])
-    return ", ".join(f"{k} {cell(v)}" for k, v in value.items())

@@ -45,7 +45,9 @@ class MaskSettings(BaseModel):
     price_cap: float = Field(30.0, ge=1, description="the price never exceeds this multiple of its start")
     clip: float = Field(1.0, gt=0)
     check_every: int = Field(10, ge=1)
-    halve: bool = Field(True, description="choose the size on examples that tau never saw; off only for controls")
+    control: bool = Field(
+        False, description="search where there is nothing to find: learn and choose on the same examples, never give up"
+    )
     calibrate: bool = Field(False, description="fit scale and shift of the answers' logits before judging")
     seed: int = 0
 
@@ -110,11 +112,11 @@ def learned_masks(
     reference  what nodes outside the circuit send, one vector per site
     split      examples to search on; they are halved, one half to learn, one to choose the size
     """
-    learn, choose = split.halves() if settings.halve else (split, split)
+    learn, choose = (split, split) if settings.control else split.halves()
     with torch.no_grad():
         full = float(losses(model(*choose.inputs), choose).mean())
     origin = {"method": "masks", "settings": settings.model_dump(), "split": split.name}
-    if full > settings.target:
+    if full > settings.target and not settings.control:
         return Discovery("infeasible", None, full, full, origin=origin)
     with frozen(model):
         tau, best, log = _learn(model, reference, learn, choose, settings, progress)
@@ -143,7 +145,10 @@ def _learn(
     device = next(model.parameters()).device
     rng = torch.Generator().manual_seed(s.seed)
     tau = {
-        site.name: (s.init + s.init_noise * torch.randn(site.size, generator=rng)).clamp(-1, 1).to(device).requires_grad_()
+        site.name: (s.init + s.init_noise * torch.randn(site.size, generator=rng))
+        .clamp(-1, 1)
+        .to(device)
+        .requires_grad_()
         for site in graph.prunable
     }
     adam = torch.optim.Adam(tau.values(), lr=s.lr, betas=(0.9, 0.95))
@@ -156,7 +161,8 @@ def _learn(
         with patched(model, reference, gates):
             task = losses(model(*batch.inputs), batch).mean()
         kept = torch.stack([g.sum() for g in gates.values()]).sum()
-        smooth = float(task) if math.isnan(smooth) else 0.9 * smooth + 0.1 * float(task)
+        now = task.item()
+        smooth = now if math.isnan(smooth) else 0.9 * smooth + 0.1 * now
         push = price if smooth < 1.6 * s.target else 0.0
         adam.zero_grad()
         (task + push * kept).backward()
@@ -190,23 +196,25 @@ def _batches(split: Split, s: MaskSettings, rng: torch.Generator) -> Iterator[Sp
         for i in range(0, len(order) - len(order) % s.pairs or len(order), s.pairs):
             some = order[i : i + s.pairs]
             others = partner[some]
-            yield split.take(torch.cat([some, others[others >= 0]]))
+            yield split.take(torch.cat([some, others[others >= 0]])).tight()
 
 
 class _Judge:
     """Exact task loss of node masks on one split, nats; compact where that is possible."""
 
     def __init__(self, model: nn.Module, reference: Reference, split: Split, calibrate: bool) -> None:
-        self.model, self.reference, self.split, self.calibrate = model, reference, split, calibrate
+        self.model, self.reference, self.calibrate = model, reference, calibrate
+        self.parts = (split,) if calibrate else split.buckets(3)
         self.graph, self.support = graph_of(model), support(model)
 
     def __call__(self, nodes: Masks) -> float:
         circuit = Circuit.from_nodes(self.graph, nodes, self.support)
+        layout = compact(self.model, circuit, self.reference)
         with torch.no_grad():
-            out = compact(self.model, circuit, self.reference)(*self.split.inputs)
-        if self.calibrate:
-            out = calibrated(out, self.split)
-        return float(losses(out, self.split).mean())
+            out = [layout(*part.inputs) for part in self.parts]
+            if self.calibrate:
+                out = [calibrated(out[0], self.parts[0])]
+            return float(torch.cat([losses(o, part) for o, part in zip(out, self.parts, strict=True)]).mean())
 
 
 def calibrated(logits: Tensor, split: Split) -> Tensor:

@@ -154,7 +154,8 @@ def _draw(model: nn.Module, graph: Graph, circuit: Circuit, examples: Split) -> 
         residual += [((e.src, c), (e.dst, c)) for c in alive.nonzero().flatten().tolist()]
     read = {src for src, _ in residual}
 
-    found: set[NodeId] = {(s.name, i) for s in graph.prunable for i in circuit.nodes[s.name].nonzero().flatten().tolist()}
+    kept = {s.name: circuit.nodes[s.name].nonzero().flatten().tolist() for s in graph.prunable}
+    found: set[NodeId] = {(s, i) for s, indices in kept.items() for i in indices}
     found |= read
     edges: list[dict[str, Any]] = []
     for e in links:
@@ -210,9 +211,9 @@ def _telling_tokens(examples: Split) -> list[int]:
     has = (examples.pair >= 0).nonzero().flatten()
     if len(has) == 0:
         return []
-    a, b = x[has], x[examples.pair[has]]
-    upto = torch.arange(x.shape[1])[None, :] <= torch.maximum(examples.inputs[1][has], examples.inputs[1][examples.pair[has]])[:, None]
-    ids, counts = a[(a != b) & upto].unique(return_counts=True)
+    partner, at = examples.pair[has], examples.inputs[1]
+    asked = torch.arange(x.shape[1], device=x.device)[None, :] <= torch.maximum(at[has], at[partner])[:, None]
+    ids, counts = x[has][(x[has] != x[partner]) & asked].unique(return_counts=True)
     best = sorted(zip((-counts).tolist(), ids.tolist(), strict=True))[:INPUT_TOKENS]
     return sorted(i for _, i in best)
 
@@ -393,7 +394,7 @@ def _prompts(
     """The first PAIRS pairs of prompts up to their answer, and what the nodes send on them [T, N] each."""
     some = _some(examples, 2 * PAIRS)
     tokens, ends = some.inputs[0], some.inputs[1].tolist()
-    acts = _columns(record(model, some.inputs, sites), told)
+    acts = _columns(record(model, (tokens,), sites), told)  # asked at every position, not only at the answer's
     prompts, out = [], []
     for k, end in enumerate(ends):
         begin = max(0, end + 1 - 6 * REACH)

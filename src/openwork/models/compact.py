@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,19 @@ from openwork.patching import Layout, masks_of
 
 if TYPE_CHECKING:
     from openwork.models.transformer import Attention, MLPBlock, Transformer
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What depends on the inputs alone. Holding the inputs keeps their ids, by which this is found, from being reused.
+
+    start  [B, T, U] the stream after the embedding, channels in use
+    rest   per norm, [B, T] the sum of squares of all other channels
+    """
+
+    inputs: tuple[Tensor, ...]
+    start: Tensor
+    rest: tuple[Tensor, ...]
 
 
 class TransformerLayout(Layout):
@@ -47,21 +61,19 @@ class TransformerLayout(Layout):
         index = self.node_index["final.in"]
         self.w_out = (w * kept)[:, index]
         self.b_out = (w * (1 - kept)) @ self.r["final.in"]
-        self._inputs: tuple[Tensor, ...] = ()
-        self._start: Tensor = torch.empty(0)
-        self._rest: list[Tensor] = []
+        self._begun: dict[tuple[int, ...], _Begun] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         tokens, at = inputs[0], inputs[1] if len(inputs) > 1 else None
-        if len(self._inputs) != len(inputs) or any(a is not b for a, b in zip(self._inputs, inputs, strict=True)):
-            self._begin(inputs)
-        x = self._start
+        key = tuple(id(t) for t in inputs)
+        begun = self._begun[key] = self._begun.get(key) or self._begin(inputs)
+        x = begun.start
         stage = 0
         for attn, mlp in zip(self.attn, self.mlp, strict=True):
             for part in (attn, mlp):
-                x = part(x, self._rest[stage])
+                x = part(x, begun.rest[stage])
                 stage += 1
-        rest, last = self._rest[stage], tokens
+        rest, last = begun.rest[stage], tokens
         if at is not None:
             rows = torch.arange(len(tokens))
             x, rest, last = x[rows, at], rest[rows, at], tokens[rows, at]
@@ -73,7 +85,7 @@ class TransformerLayout(Layout):
             out = out + (m * table + (1 - m) * self.r["bigram"])
         return out
 
-    def _begin(self, inputs: tuple[Tensor, ...]) -> None:
+    def _begin(self, inputs: tuple[Tensor, ...]) -> _Begun:
         """The stream as the embedding leaves it, and what the channels not in use add to each norm."""
         model, tokens = self.transformer, inputs[0]
         with torch.no_grad():
@@ -83,14 +95,14 @@ class TransformerLayout(Layout):
             keep = self.circuit.nodes["embed"]
             x = torch.where(keep, x, self.r["embed"])
             unused = (self.place < 0).nonzero().flatten()
-            rest, self._rest = x[..., unused], []
-            self._start = x[..., self.used]
+            rest, sums = x[..., unused], []
+            start = x[..., self.used]
             for i in range(model.config.n_layer):
                 for part in (f"block{i}.attn.write", f"block{i}.mlp.write"):
-                    self._rest.append(rest.square().sum(-1))
+                    sums.append(rest.square().sum(-1))
                     rest = rest + self.r[part][unused]
-            self._rest.append(rest.square().sum(-1))
-        self._inputs = inputs
+            sums.append(rest.square().sum(-1))
+        return _Begun(inputs, start, tuple(sums))
 
     def read(self, site: str, x: Tensor, rest: Tensor, norm: nn.RMSNorm) -> Tensor:
         """What the kept nodes of a read site send: [.., kept]."""

@@ -1,4 +1,4 @@
-"""The weight-sparse transformer of Gao et al. 2025 (arXiv 2511.13653, appendix A.1): a pre-norm decoder of the GPT-2 kind.
+"""The weight-sparse transformer of Gao et al. 2025 (arXiv 2511.13653, appendix A.1), a pre-norm decoder like GPT-2.
 
 RMSNorm, GELU, biases on every matrix of the blocks, untied embedding and unembedding, heads of 16 channels, optional
 attention sink, a frozen bigram table added to the logits, optional AbsTopK at any node location. Every location where

@@ -13,6 +13,7 @@ Knows text, tokens and their batches. Does not know models.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -84,7 +85,8 @@ def _walk(root: Path, pattern: str, leave_out: frozenset[str]) -> list[Path]:
     found = []
     for folder, below, names in os.walk(root):
         below[:] = sorted(b for b in below if not b.startswith(".") and b not in leave_out)
-        found += [p for n in sorted(names) if not n.startswith(".") and (p := Path(folder, n)).match(pattern)]
+        paths = [Path(folder, n) for n in sorted(names) if not n.startswith(".")]
+        found += [p for p in paths if p.match(pattern) and p.is_file()]  # a pipe or socket would be waited for
     return found
 
 
@@ -111,13 +113,15 @@ def _listed(settings: CorpusSettings) -> list[tuple[str, Path]]:
     return sorted(named, key=lambda item: _rank(settings.seed, item[0]))
 
 
-def _decoded(path: Path) -> str | None:
-    """The text of a file with line ends made \\n, or None if it is no UTF-8 text or cannot be read."""
+def _decoded(path: Path, most: int) -> str | None:
+    """The first `most` bytes of a file as text, line ends made \\n; None if it is no UTF-8 text or cannot be read."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as f:
+            data = f.read(most + 1)
         if b"\0" in data:
             return None
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        return decoder.decode(data[:most], final=len(data) <= most).replace("\r\n", "\n").replace("\r", "\n")
     except (UnicodeDecodeError, OSError):
         return None
 
@@ -127,28 +131,28 @@ def _collect(settings: CorpusSettings, log: Log) -> tuple[list[Document], int]:
     named = _listed(settings)
     where = "the standard library" if settings.source is None else str(settings.source)
     limit = int(settings.megabytes * 1e6)
+    most = limit // 10 if len(named) >= FEW else limit  # no single file may fill a corpus of many
     documents: list[Document] = []
     total = skipped = 0
     for name, path in named:
         if total >= limit:
             break
-        text = _decoded(path)
+        text = _decoded(path, most)
         if text is None:
             skipped += 1
         elif text.strip():
-            if len(named) >= FEW:  # no single file may fill a corpus
-                text = _lines(text, max(limit // FEW, 1))[0]
             documents.append(Document(name, text))
             total += len(text.encode())
+    if not named:
+        raise UsageError(f"corpus: there are no files in {where}.")
     if not documents:
-        if not named:
-            raise UsageError(f"corpus: {where} holds no files.")
-        why = "are binary or not UTF-8 text" if skipped == len(named) else "are empty or no UTF-8 text"
-        count = "its only file is" if len(named) == 1 else f"all {len(named)} files"
-        raise UsageError(f"corpus: nothing to read in {where}: {count} {why if len(named) > 1 else why[4:]}.")
+        raise UsageError(
+            f"corpus: nothing to read in {where}: of its {len(named)} file(s) {skipped} are binary, unreadable or not "
+            f"UTF-8 text and {len(named) - skipped} are empty."
+        )
     if total < LEAST:
         raise UsageError(
-            f"corpus: {where} holds {total / 1000:,.0f} kB of text in {len(documents)} file(s); "
+            f"corpus: {where} gives {total / 1000:,.0f} kB of text in {len(documents)} file(s); "
             f"at least {LEAST / 1000:,.0f} kB are needed to train and judge on different files."
         )
     if skipped:
@@ -283,12 +287,14 @@ def build_corpus(folder: Path, settings: CorpusSettings, log: Log | None = None)
         if have.digest == digest:
             return have
         raise UsageError(
-            f"{folder} already holds a corpus of other settings, files or Python version ({_difference(have.settings, settings)}); "
+            f"{folder} already holds another corpus ({_difference(have.settings, settings)}); "
             "choose another folder, or delete this one."
         )
     train = [d.text for d in splits["train"]]
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} holds other files and no corpus; choose a new or an empty folder.")
     programs = _mix(settings, sum(map(len, train)))
-    say(f"corpus: {sum(len(d.text) for d in documents) / 1e6:.1f} MB of text in {len(documents)} files; training the tokenizer")
+    say(f"corpus: {sum(len(d.text) for d in documents) / 1e6:.1f} MB in {len(documents)} files; making the tokenizer")
     with _threads():
         tokenizer = _trained([*train, *programs], settings.vocab)
         ids = {name: _encoded(tokenizer, [d.text for d in part]) for name, part in splits.items()}
@@ -434,7 +440,7 @@ class Corpus:
         starts = rng.permutation(blocks)[:n] if len(blocks) >= n else rng.integers(0, room, n)
         return torch.from_numpy(self._rows(split, starts, n_ctx))
 
-    def bigram_logits(self, smooth: float = 10.0) -> Tensor:
+    def bigram_logits(self, smooth: float = 30.0) -> Tensor:
         """Log probability [V, V] of the next token (column) after a token (row), counted on train and mix.
 
         The two are weighted as training weights them. Each row is smoothed by `smooth` counts shared out like the

@@ -108,9 +108,7 @@ def _read(number: int, line: str, corpus: Tokens, n_ctx: int | None) -> _Example
     if faults:
         return faults
     split = record.get("split") or _hashed(record.get("pair") or record["prompt"])
-    return _Example(
-        number, record["prompt"], tuple(ids), tokens["answer"], tokens["wrong"], record.get("pair"), split
-    )
+    return _Example(number, record["prompt"], tuple(ids), tokens["answer"], tokens["wrong"], record.get("pair"), split)
 
 
 def _keys(record: Mapping[str, Any]) -> list[str]:

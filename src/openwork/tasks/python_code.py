@@ -36,44 +36,28 @@ END = "<|endoftext|>"
 LONGEST = 64  # tokens of a prompt, the leading END included
 
 WORDS = """
-able above account across active actor adapt address admit adult advice afford again agent agree ahead alarm album
-alert alien allow alone amber ample anchor angle animal ankle answer apple april arch area arena arm army arrow artist
-aspect asset atom attic audio august aunt author autumn avenue avoid award baby bacon badge bag baker balance ball
-bamboo banana band bank barrel basin basket battle beach beam bean bear beauty bed bell belt bench berry bird birth
-bishop blade blanket block blue board boat body bone book boot border bottle bottom bowl brain branch brass bread
-breeze brick bridge broom brother brown brush bubble bucket budget bundle bus butter button cabin cable cake camel
-camera camp canal candle cannon canvas captain car carbon card carpet carrot castle cat cave cell cement center chain
-chair chalk charm cheese cherry chest chicken chief child choice church circle citizen city clay clerk client cliff
-clock cloth cloud clown coach coal coast coat coffee coin collar color column comic copper coral corn corner cotton
-couch council county couple course court cousin cover cow crab craft crane cream creek crew crop crowd crown cruise
-crystal cup curve customer cycle dagger dairy damage dance danger daughter dawn deal debate debt decade deck deer
-degree delta dental depth desert desk device diamond diet dinner dish doctor dog dollar donkey door double dozen draft
-dragon drama dream dress driver drum duck dust duty eagle earth east echo edge editor effort egg elbow elder elephant
-empire energy engine entry equal estate evening event exam expert fabric face factor family farm father feather
-fellow fence fever fiber field figure finger fire fish flag flame flavor flock floor flour flower fog forest fork
-fortune fossil frame freedom friend frog frost fruit fuel garden garlic gate ghost giant gift girl glass glove goat
-gold grain grape grass green group guard guest guide guitar habit hair hammer hand harbor hat hawk heart height hero
-hill hobby holiday honey horse hotel hour house human hunter ice idea iron island item ivory jacket jar jewel joke
-judge juice jungle jury kettle kid king kitchen kite knee knife knot label lady lake lamp land lane large laser lawyer
-leaf leather lemon letter level light lime linen lion lip liquid lunch machine magnet maker mango map marble margin
-market mask master matter meadow meal meat medal member metal middle milk mill mind mirror model moment money monkey
-month moon morning mother motor mountain mouse mouth movie muscle museum music nail napkin nature neck needle nerve
-nest night noble noise north nose novel number nurse ocean office olive onion orange orbit order organ owner oxygen
-oyster page paint palace panel paper parade parent park party patient pattern peach pearl pencil people pepper person
-phone phrase piano picnic picture pilot pine planet plant plate player pocket poem point police pond pony pool potato
-powder power price priest prince prize profit proof puppy purple queen quiet rabbit radio rain ranch reason record
-region rice river road robin rocket roof room root rope rose ruler saddle sailor salad salmon salt sand school science
-screen sea season secret seed shadow sheep shelf ship shirt shoe shop silk silver sister skill sky sleep smile smoke
-snake snow soap soccer soil soldier song soup south spark speech spider spirit spoon sport spring square stable staff
-star station steam steel stone storm story street sugar summer sun supper surface sweet symbol table tailor talent
-target teacher temple tennis thread ticket tiger timber tissue title toast tomato tongue tooth topic tower town toy
-track trade traffic train travel treat tree trial tribe truck trumpet tunnel turkey turtle uncle union valley value
-vapor vehicle velvet vessel village violin visit voice wagon wall walnut water wave weather wedding west whale wheat
-wheel widow wife willow window wine winter wisdom wolf woman wood wool worker world yard yellow youth zebra zone
-""".split()
+access action active address allow append area args argv asset attr attribute back ball band bar base batch big bit
+block boat bone book boot bound box bucket buffer build cable call calm cart cat cc ch chance change char chars charset
+chart check child clock close code coin cold color command cond conn const cont context cook copy core cost count cover
+create crew cur current curve cut data date decode deer default dest distance doc dog done door dot down dust ear echo
+edge edit enable encode encoding end enter entry error errors even ex expr extra fall fan fill final find first fix
+flags flow food foot force fork form found four frame fund game gate get glass group hand handle handler hat head header
+headers heart heat hill hint home hook host hour house ice icon index info iron item jar join key kid king lake lamp
+land last late later leader left leg level lid line lines link lion lip listing lists little local lock loop lost low
+mail main math matter meal mean meat message meta method mill mind mine minor mint mode module moment moon mother motion
+mount mouse move msg names neck newline news node noise nose note num number obj offer oil old one option options opts
+order other pack packet page paint pair pan paper parent park parse parser part parts party patch path pause pen pin
+place plain plate play point pool port pos post prefix press process profile prog queue quick quiet race rain rate
+reader reading ready real red ref res reset resource rest retry returned rice rich ring river road role root rose row
+rule run sand scan sea seal seat section seed seen seq server sets setup seven ship shop short side sig simple site six
+size soap sock socket soft son sort sound space spec split sport spot spring stack stage stand star start stat state
+station stone stop stream strip sub sun sure tab table tag tail tea temp ten term test text theme thread ticket tie
+tiger time timeout timer times title tmp token tool top town trace trial trip trust turn union unit upper url usage used
+user val value values var version view wait wall watch water wave wet win wing word zone
+""".split()  # noqa: SIM905
 
-READING = ("input", "source", "read", "load", "raw", "import")
-WRITING = ("output", "result", "write", "save", "log", "export")
+READING = ("input", "source", "read", "load")
+WRITING = ("output", "result", "write", "save")
 
 POOLS = ("train", *SPLITS)
 _DEAL = ("train", "discover", "train", "verify", "train", "ood", "train", "explain", "train", "train")
@@ -129,15 +113,13 @@ TASKS: dict[str, TaskSpec] = {
         rest=("", ""),
         templates={
             "train": (
-                "print(<Q><a> <b>",
+                "<f>(<Q><a>",
+                "<f>(<Q><a> <b>",
                 "<x> = <f>(<Q><a>",
-                "<x>.<f>(<Q><a> <b>",
-                "def <g>(<x>):\n    return <f>(<Q><a> <b> <c>",
-                "if <x>:\n    <f>(<Q><a> <b>",
-                "raise ValueError(<Q><a> <b> <c>",
-                "<x> = <f>(<y>, <Q><a>",
-                "<f>(<x>, <Q><a> <b>",
-                "<x> += <f>(<Q><a>",
+                "return <f>(<Q><a>",
+                "print(<Q><a> <b>",
+                "<f>(<x>, <Q><a>",
+                "<f>.<x>(<Q><a>",
                 "<x> = <P><a><P>\n<f>(<Q><b>",
             ),
             "discover": (
@@ -156,12 +138,12 @@ TASKS: dict[str, TaskSpec] = {
                 "<x> = <f>(<P><a> <b><P>)\n<y> = <g>(<Q><c> <d>",
                 "class <x>:\n    def <f>(self):\n        self.<y> = <P><a><P>\n        self.<g>(<Q><b> <c>",
                 "<f>(<P><a><P>, <P><b><P>)\nif <x> == <n>:\n    <g>(<y>, <Q><c>",
-                "<x> = [<P><a><P>, <P><b><P>]\nfor <y> in <x>:\n    <z> = <f>(<y>, <n>, <Q><c> <d>",
+                "<x> = <P><a> <b><P>\nfor <y> in <x>:\n    <z> = <f>(<y>, <n>, <Q><c> <d>",
             ),
             "explain": (
                 "<x> -= <f>(<Q><a> <b>",
                 "<x>, <y> = <f>(<Q><a>",
-                "else:\n    <f>(<x>, <Q><a> <b>",
+                "if <x> > <i>:\n    <f>(<x>, <Q><a> <b>",
             ),
         },
     ),
@@ -172,16 +154,14 @@ TASKS: dict[str, TaskSpec] = {
         rest=("", ""),
         templates={
             "train": (
+                "<x> = <O><y>",
                 "<x> = <O><y>, <z>",
-                "<x> = <O><i>, <j>, <k>",
-                "<x>.<f> = <O><y>, <i>",
-                "def <f>(<x>):\n    return <O><y>, <z>",
+                "<x> = <O><i>, <j>",
+                "<x> = <O><y>, <i>, <j>",
                 "<x> = <O><i>, <j>], [<k>, <n>",
-                "<x> += <O><y>, <z>, <w>",
-                "if <x>:\n    <y> = <O><i>, <z>",
-                "<x> = <O><y>, <z>], [<w>, <v>",
-                "for <x> in <y>:\n    <z> = <O><x>, <i>",
-                "<x> = <P><y>, <i><C>\n<z> = <O><j>, <k>",
+                "<x> = <O><y>], [<z>",
+                "return <O><y>, <z>",
+                "if <x>:\n    <y> = <O><z>",
             ),
             "discover": (
                 "<x> = <O><y>, <i>, <z>",
@@ -199,12 +179,12 @@ TASKS: dict[str, TaskSpec] = {
                 "<x> = <P><y>, <z>, <i><C>\n<w> = <O><j>, <k>, <n>",
                 "class <f>:\n    def <g>(self):\n        <x> = <P><y>, <i><C>\n        self.<z> = <O><w>, <j>",
                 "<x> = <O><i>, <j>], [<y>, <z>], [<w>, <k>",
-                "<x> = <y>[<i>]\nif <x> == <P><z>, <j><C>:\n    return <O><x>, <w>, <k>",
+                "<x> = <y>[<i>]\nif <x>:\n    <z> = <P><y>, <j><C>\n    <f>(<z>, <i>)\n<w> = <O><x>, <y>, <k>",
             ),
             "explain": (
                 "assert <x> == <O><y>, <i>",
                 "<x> *= <O><i>, <j>, <y>",
-                "else:\n    <x> = <O><y>, <z>], [<i>, <j>",
+                "if <x> > <k>:\n    <x> = <O><y>, <z>], [<i>, <j>",
             ),
         },
     ),
@@ -213,19 +193,15 @@ TASKS: dict[str, TaskSpec] = {
         about="add to a variable as its type allows: a set by a method, a string by +=",
         answers=(".", " +="),
         switches={"K": _swap("set", "str"), "L": _swap("str", "set")},
-        rest=("add(<v>)", " <v>"),
+        rest=("add(<i>)", " <v>"),
         templates={
             "train": (
-                "<x> = <K>()\nfor <y> in <z>:\n    <x>",
-                "<x> = <K>()\nif <y>:\n    <x>",
-                "<x> = <K>()\nwhile <y>:\n    <x>",
                 "<x> = <K>()\n<x>",
                 "<x> = <K>()\n<y> = <i>\n<x>",
-                "def <f>(<y>):\n    <x> = <K>()\n    for <z> in <y>:\n        <x>",
+                "<x> = <K>()\nif <y>:\n    <x>",
+                "<x> = <K>()\nfor <y> in <z>:\n    <x>",
                 "<x> = <K>()\n<f>(<y>)\n<x>",
-                "<x> = <K>()\nwith <y>:\n    <x>",
-                "<x> = <K>()\n<y> = <L>()\n<x>",
-                "<y> = <L>()\n<x> = <K>()\n<x>",
+                "<x> = <K>()\nwhile <y>:\n    <x>",
             ),
             "discover": (
                 "<x> = <K>()\n<y> = <f>(<z>)\n<x>",
@@ -248,7 +224,7 @@ TASKS: dict[str, TaskSpec] = {
             "explain": (
                 "<x> = <K>()\n<y> += <i>\n<x>",
                 "def <f>():\n    <x> = <K>()\n    <x>",
-                "<x> = <K>()\ntry:\n    <x>",
+                "<x> = <K>()\n<y>[<i>] = <z>\n<x>",
             ),
         },
     ),
@@ -256,19 +232,15 @@ TASKS: dict[str, TaskSpec] = {
         about="go on after a variable as the loop's keyword demands",
         answers=(" in", ":"),
         switches={"K": _swap("for", "while"), "L": _swap("while", "for")},
-        rest=(" <v>:\n    <f>(<w>)", "\n    <w> = <v>"),
+        rest=(" <v>:\n    pass", "\n    pass"),
         templates={
             "train": (
                 "<K> <x>",
-                "<y> = <i>\n<K> <x>",
-                "def <f>(<y>):\n    <K> <x>",
                 "if <y>:\n    <K> <x>",
-                "<y> = <z>\n<K> <x>",
+                "<y> = <i>\n<K> <x>",
                 "<f>(<y>)\n<K> <x>",
-                "try:\n    <K> <x>",
-                "import <y>\n<K> <x>",
-                "<y> = <f>(<z>)\n<K> <x>",
-                "<y>.<f>()\n<K> <x>",
+                "def <f>(<y>):\n    <K> <x>",
+                "with <f>():\n    <K> <x>",
             ),
             "discover": (
                 "<y> += <i>\n<K> <x>",
@@ -291,7 +263,7 @@ TASKS: dict[str, TaskSpec] = {
             "explain": (
                 "<y> -= <i>\n<K> <x>",
                 "assert <y>\n<K> <x>",
-                "else:\n    <K> <x>",
+                "if <y> > <i>:\n    <K> <x>",
             ),
         },
     ),
@@ -299,19 +271,17 @@ TASKS: dict[str, TaskSpec] = {
         about="open a file for reading or for writing, as its name sounds",
         answers=("r", "w"),
         switches={"K": (READING, WRITING)},
-        rest=("') as <v>:\n    <w> = <v>.read()", "') as <v>:\n    <v>.write(<w>)"),
+        rest=("') as <v>:\n    pass", "') as <v>:\n    pass"),
         templates={
             "train": (
+                "with open('<K>.txt', '",
+                "with open('<a>/<K>', '",
                 "with open('<K>/<a>.txt', '",
                 "with open('<a>/<K>.txt', '",
                 "with open('<a>-<K>.csv', '",
                 "with open('<K>-<a>.dat', '",
                 "with open('<K>.<a>', '",
-                "def <f>(<x>):\n    with open('<a>/<K>.json', '",
-                "if <x>:\n    with open('<K>-<a>.txt', '",
-                "<x> = <y>\nwith open('<a>/<K>/<b>.csv', '",
                 "with open('/<a>/<K>', '",
-                "for <x> in <y>:\n    with open('<K>/<a>/<b>.dat', '",
             ),
             "discover": (
                 "with open('<a>/<K>-<b>.txt', '",
@@ -326,15 +296,15 @@ TASKS: dict[str, TaskSpec] = {
                 "if not <x>:\n    with open('<K>-<a>.csv', '",
             ),
             "ood": (
-                "<x> = '<a>'\n<y> = <f>(<x>, <i>)\n<z> = open('<b>/<K>.txt', '",
-                "class <f>:\n    def <g>(self, <x>):\n        self.<y> = <x>\n        with open('/<a>/<b>/<K>-<c>.json', '",
+                "<x> = '<a>'\n<y> = <f>(<x>, <i>)\nwith open('<b>/<K>.txt', '",
+                "class <f>:\n    def <g>(self):\n        self.<y> = <i>\n        with open('/<a>/<b>/<K>-<c>.json', '",
                 "<x> = [<i>, <j>]\nfor <y> in <x>:\n    if <y>:\n        with open('<a>-<b>/<K>.dat', '",
-                "def <f>(<x>):\n    return open('<K>/<a>/<b>/<c>.csv', '",
+                "def <f>(<x>):\n    <y> = <x>\n    with open('<K>/<a>/<b>/<c>.csv', '",
             ),
             "explain": (
                 "with open('<a>-<b>-<K>.txt', '",
                 "<x> += <i>\nwith open('<K>/<a>.csv', '",
-                "else:\n    with open('<a>/<K>.dat', '",
+                "if <x> > <i>:\n    with open('<a>/<K>.dat', '",
             ),
         },
     ),
@@ -352,15 +322,11 @@ TASKS: dict[str, TaskSpec] = {
         templates={
             "train": (
                 "<x> = <O>'<a>",
+                "<x> = <O>'<a> <b>",
                 "<x> = <O>'<a>'<S> <i>, '<b>",
-                "<x>.<y> = <O>'<a>",
-                "def <f>(<x>):\n    return <O>'<a>",
-                "if <x>:\n    <y> = <O>'<a>",
+                "return <O>'<a>",
                 "<x> = <O>'<a>'<S> <y>, '<b>",
                 "<x>[<i>] = <O>'<a>",
-                "<x> = <O>'<a> <b>",
-                "for <x> in <y>:\n    <z> = <O>'<a>",
-                "<x> = <P>'<a>'<T> <i><C>\n<y> = <O>'<b>",
             ),
             "discover": (
                 "<x> += <O>'<a>",
@@ -378,11 +344,11 @@ TASKS: dict[str, TaskSpec] = {
                 "<x> = <P>'<a>'<T> <i>, '<b>'<T> <j><C>\n<y>.<z> = <O>'<c>",
                 "class <f>:\n    def <g>(self):\n        self.<x> = <P>'<a>'<T> <i><C>\n        self.<y> = <O>'<b>",
                 "<x> = <O>'<a>'<S> <i>, '<b>'<S> <y>, '<c>'<S> <j>, '<d>",
-                "<x> = <P>'<a>'<T> <y><C>\nif <x> == <z>:\n    <w> = <f>(<i>, <O>'<b>",
+                "<x> = <P>'<a>'<T> <y><C>\nif <x> == <z>:\n    <w> = <i>, <O>'<b>",
             ),
             "explain": (
                 "<x> -= <i>\n<y> = <O>'<a>",
-                "else:\n    <x> = <O>'<a>'<S> <y>, '<b>",
+                "if <x> > <i>:\n    <x> = <O>'<a>'<S> <y>, '<b>",
                 "<x>, <y> = <z>, <O>'<a>",
             ),
         },
@@ -393,16 +359,14 @@ NEUTRAL = (
     "<x> = <i>",
     "<x> = <y> + <i>",
     "<x> = <f>(<y>)",
-    "<x>.<y> = <z>",
     "import <x>",
     "if <x> == <i>:\n    <y> = <z>",
-    "<x> = '<a> <b>'",
+    "<x> = '<a>'",
     '<x> = "<a>"',
-    "# <a> <b> <c>",
+    "# <a> <b>",
     "<x> = <y>[<i>]",
     "<f>(<x>, <y>)",
-    "<x> += <i>",
-    '<x> = ""\nfor <y> in <z>:\n    <x> += <y>',
+    '<x> = ""\n<x> += <y>',
 )
 
 _SLOT = re.compile(r"<([A-Za-z])>")
@@ -417,11 +381,8 @@ def _draw(templates: Sequence[str], pool: str, rng: random.Random) -> dict[str, 
     for letters, source in ((_NAMES, names), (_LITERALS, literals)):
         mine = [s for s in slots if s in letters]
         filling |= zip(mine, rng.sample(source, len(mine)), strict=True)
-    for s in slots:
-        if s in _NAMES and rng.random() < 0.2:
-            filling[s] += "_" + rng.choice(names)
     numbers = [s for s in slots if s in _NUMBERS]
-    return filling | dict(zip(numbers, map(str, rng.sample(range(100), len(numbers))), strict=True))
+    return filling | dict(zip(numbers, map(str, rng.sample(range(10), len(numbers))), strict=True))
 
 
 def _fill(template: str, filling: Mapping[str, str]) -> str:
@@ -453,12 +414,10 @@ def _split(name: str, pool: str, tokens: Tokens, n: int, seed: int) -> Split:
     seen: set[str] = set()
     texts: list[str] = []
     rows: list[list[int]] = []
-    tried = 0
-    for pair in pairs(name, pool, seed):
+    for tried, pair in enumerate(pairs(name, pool, seed)):
         if len(texts) == n:
             break
-        tried += 1
-        if tried > 50 * n:
+        if tried == 50 * n:
             raise UsageError(
                 f'task {name}: of {tried} pairs of prompts for split "{pool}" only {len(texts) // 2} were distinct, '
                 f"alike in length and at most {LONGEST} tokens long; {n // 2} are needed. "
@@ -496,7 +455,9 @@ def make_task(name: str, corpus: Tokens, n: int = 256, seed: int = 0) -> Task:
 
 def _statement(spec: TaskSpec, rng: random.Random) -> str:
     """A prompt of the train pool with its answer and the rest of the statement."""
-    template, member = rng.choice(spec.templates["train"]), rng.randrange(2)
+    templates = spec.templates["train"]
+    template = rng.choice(templates[:2] if rng.random() < 0.4 else templates)
+    member = rng.randrange(2)
     rest = spec.rest[member]
     filling = _draw((template, rest), "train", rng) | _switched(spec, member, rng)
     text = _fill(template, filling)
@@ -509,14 +470,14 @@ def mix_program(rng: random.Random) -> str:
     """A small program of the training mix: statements of all tasks, of the train pool only, among neutral lines."""
     specs = list(TASKS.values())
     blocks = []
-    for _ in range(rng.randint(2, 6)):
-        if rng.random() < 0.75:
+    for _ in range(rng.randint(1, 5)):
+        if rng.random() < 0.9:
             blocks.append(_statement(rng.choice(specs), rng))
         else:
             line = rng.choice(NEUTRAL)
             blocks.append(_fill(line, _draw((line,), "train", rng)))
     body = "\n".join(blocks)
-    if rng.random() < 0.2:
+    if rng.random() < 0.1:
         head = "def <f>(<x>):"
         body = _fill(head, _draw((head,), "train", rng)) + "\n    " + body.replace("\n", "\n    ")
     return body + "\n"

@@ -70,7 +70,7 @@ class PythonSubject:
         return make_task(name, self.corpus, n=n)
 
     def training_data(self, batch: int, seed: int) -> LanguageData:
-        return LanguageData(self.corpus, n_ctx=self.n_ctx, batch=batch, seed=seed)
+        return LanguageData(self.corpus, self.n_ctx, batch, seed)
 
     def reference_inputs(self) -> Iterable[Inputs]:
         """Rows of the training mix (real text and programs in their training shares) from a seed of their own."""

@@ -62,6 +62,20 @@ class Split:
             tuple(self.texts[i] for i in index.tolist()),
         )
 
+    def tight(self) -> Split:
+        """The same examples without columns of padding that no example reaches; vectors are returned as they are."""
+        if len(self.inputs) != 2 or self.inputs[0].is_floating_point() or not len(self):
+            return self
+        tokens, at = self.inputs
+        return replace(self, inputs=(tokens[:, : int(at.max()) + 1], at))
+
+    def buckets(self, n: int) -> tuple[Split, ...]:
+        """The examples in at most `n` parts of like length, each without needless padding: the same runs, sooner."""
+        if self.tight() is self:
+            return (self,)
+        order = torch.argsort(self.inputs[1], stable=True)
+        return tuple(self.take(part).tight() for part in order.chunk(n) if len(part))
+
     def halves(self) -> tuple[Split, Split]:
         """Two disjoint halves, dealt out pair by pair so that counterparts stay together."""
         pair = self.pair.tolist()

@@ -15,14 +15,14 @@ from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings
 from openwork.training.optimizers import OPTIMIZERS
 from openwork.training.weights import L1, Dense, DenseSettings, L1Settings, TopK, TopKSettings
 
-REGIMES: dict[str, tuple[type[Regime], type[BaseModel]]] = {
+REGIMES: dict[str, tuple[type[Regime[Any]], type[BaseModel]]] = {
     "dense": (Dense, DenseSettings),
     "l1": (L1, L1Settings),
     "topk": (TopK, TopKSettings),
 }
 
 
-def make_regime(name: str, options: Mapping[str, Any] | None = None) -> Regime:
+def make_regime(name: str, options: Mapping[str, Any] | None = None) -> Regime[Any]:
     """The regime of that name with its settings; refuses an unknown name or setting."""
     if name not in REGIMES:
         raise unknown("regime", name, REGIMES)

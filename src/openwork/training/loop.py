@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,6 +39,8 @@ from openwork.training.optimizers import OPTIMIZERS
 
 Inputs = tuple[Tensor, ...]  # positional arguments of the model's forward
 Progress = Callable[[int, int, dict[str, Any]], None]  # steps done, steps in all, the latest record of metrics.jsonl
+
+S = TypeVar("S", bound=BaseModel, covariant=True)
 
 FORMAT, VERSION = "openwork-training", 1
 
@@ -55,14 +57,16 @@ class TrainData(Protocol):
         ...
 
 
-class Regime(Protocol):
+class Regime(Generic[S]):
     """A way of training, as what it does at four moments. Each does nothing unless a regime says otherwise.
 
     `step` counts the optimizer steps done: 0 in the first penalty, 1 after the first step.
     """
 
-    name: str
-    settings: BaseModel
+    name: ClassVar[str]
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
 
     def prepare(self, model: nn.Module, steps: int) -> None:
         """Before the optimizer is made: registers parametrizations, looks at the model's shape."""
@@ -98,27 +102,35 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(1500, ge=1)
-    optimizer: str = Field("adamw", description="one of OPTIMIZERS")
-    lr: float = Field(5e-3, gt=0)
+    steps: int = Field(default=1500, ge=1)
+    optimizer: str = Field(default="adamw", description="one of OPTIMIZERS")
+    lr: float = Field(default=5e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0, description="on matrices only")
-    warmup: float = Field(0.03, ge=0, le=1, description="share of the run over which lr rises")
-    decay_from: float = Field(0.5, ge=0, le=1, description="share of the run after which lr falls linearly to 0")
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0, description="on matrices only")
+    warmup: float = Field(default=0.03, ge=0, le=1, description="share of the run over which lr rises")
+    decay_from: float = Field(default=0.5, ge=0, le=1, description="share of the run after which lr falls to 0")
     lr_density_power: float = Field(
-        0.0, ge=0, description="lr is multiplied by (final density / density now) ** this; the paper: 0.5"
+        default=0.0, ge=0, description="lr is multiplied by (final density / density now) ** this; the paper: 0.5"
     )
     clip: Literal["norm", "rms", "none"] = Field(
         "norm", description="norm: global norm at most 1; rms: always divided by the global RMS (released code)"
     )
     amp: bool = Field(True, description="bfloat16 autocast on CUDA; never on a CPU, where it is 10 to 20 times slower")
-    seed: int = Field(0, ge=0, description="of what the regimes draw at random")
-    log_every: int = Field(20, ge=1)
-    eval_every: int = Field(200, ge=1)
-    checkpoint_every: int = Field(200, ge=1)
-    snapshots: tuple[int, ...] = Field((), description="steps after which the model is kept in snapshots/<step>/")
+    seed: int = Field(default=0, ge=0, description="of what the regimes draw at random")
+    log_every: int = Field(default=20, ge=1)
+    eval_every: int = Field(default=200, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    snapshots: tuple[int, ...] = Field(
+        default=(), description="steps after which the model is kept in snapshots/<step>/"
+    )
     tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _snapshots_are_steps(self) -> TrainSettings:
+        if any(not 1 <= s <= self.steps for s in self.snapshots):
+            raise ValueError(f"snapshots {list(self.snapshots)}: each must be a step from 1 to {self.steps}")
+        return self
 
 
 # settings that change what is written on the way, not what is learned
@@ -151,7 +163,7 @@ class TrainResult:
 def train(
     model: nn.Module,
     data: TrainData,
-    regimes: Sequence[Regime],
+    regimes: Sequence[Regime[BaseModel]],
     settings: TrainSettings,
     folder: Path,
     device: str = "cpu",
@@ -170,10 +182,12 @@ def train(
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), run.events():
         torch.manual_seed(settings.seed)
         run.begin()
+        record: dict[str, Any] = {}
         while run.step < settings.steps:
             run.advance()
             due = _due(run.step, settings)
-            record = run.record() if due else {}
+            if due:
+                record = run.record()
             if run.step % settings.checkpoint_every == 0 and run.step < settings.steps:
                 run.save_checkpoint()
             if due and progress is not None:
@@ -249,7 +263,7 @@ class _Run:
 
     model: nn.Module
     data: TrainData
-    regimes: tuple[Regime, ...]
+    regimes: tuple[Regime[BaseModel], ...]
     settings: TrainSettings
     folder: Path
     device: torch.device
@@ -271,7 +285,8 @@ class _Run:
         stored = files.read_json(path)
         self._same_run(stored.get("plan", {}))
         try:
-            result = TrainResult(**{k: math.nan if v is None else v for k, v in stored["result"].items()})
+            figures: dict[str, Any] = {k: math.nan if v is None else v for k, v in stored["result"].items()}
+            result = TrainResult(**figures)
         except (KeyError, TypeError, AttributeError) as e:
             raise RunError(f"{path} is damaged: {e!r}.") from e
         self.model.load_state_dict(load_model(self.folder / "model").state_dict())
@@ -367,7 +382,9 @@ class _Run:
         s, t = self.settings, self.tally
         loss = float(t.loss) / t.steps
         if not math.isfinite(loss):
-            raise RunError(f"training diverged before step {self.step}: the loss is {loss}; try a lower lr than {s.lr}.")
+            raise RunError(
+                f"training diverged before step {self.step}: the loss is {loss}; try a lower lr than {s.lr}."
+            )
         last = self.step == s.steps
         nonzero, total = count_nonzero(self.model)
         record = {
@@ -404,15 +421,16 @@ class _Run:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as e:
-            raise UsageError('TensorBoard is not installed: pip install "openwork[tensorboard]".') from e
+            raise UsageError('TensorBoard is not installed: pip install "openwork[track]".') from e
         at = self._read_checkpoint()
-        purge = at["step"] + 1 if at else 0
         try:
-            with SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge) as self.writer:
-                yield
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=at["step"] + 1 if at else 0)
         except OSError as e:
             raise RunError(f"cannot write {self.folder / 'tensorboard'}: {e.strerror or e}.") from e
+        try:
+            yield
         finally:
+            self.writer.close()
             self.writer = None
 
     def _held_out(self) -> float:
@@ -514,14 +532,17 @@ class _Run:
 # -- small parts -------------------------------------------------------------------------------------------------------
 
 
-def _plan(model: nn.Module, data: TrainData, regimes: Sequence[Regime], s: TrainSettings) -> dict[str, Any]:
+def _plan(model: nn.Module, data: TrainData, regimes: Sequence[Regime[BaseModel]], s: TrainSettings) -> dict[str, Any]:
     """Everything a run depends on, as plain data: two runs with equal plans learn the same weights."""
     if s.optimizer not in OPTIMIZERS:
         raise unknown("optimizer", s.optimizer, OPTIMIZERS)
+    names = [r.name for r in regimes]
+    if len(set(names)) < len(names):
+        raise UsageError(f"the regimes {', '.join(names)} do not compose: each may appear once.")
     inputs, targets = data.batch(0)
     first = hashlib.sha256()
     for t in (*inputs, targets):
-        first.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        first.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return files.plain(
         {
             "settings": s.model_dump(mode="json", exclude=_WATCHING),
@@ -569,7 +590,8 @@ def _clip(model: nn.Module, how: str) -> None:
     elif how == "rms":
         grads = [p.grad for p in trained if p.grad is not None]
         rms = torch.nn.utils.get_total_norm(grads) / math.sqrt(sum(g.numel() for g in grads))
-        torch._foreach_div_(grads, rms + 1e-5)
+        for g in grads:
+            g.div_(rms + 1e-5)
 
 
 def _device(name: str) -> torch.device:

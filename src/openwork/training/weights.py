@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from openwork.graph import Graph, Link
 from openwork.models import Subject
 from openwork.training.loop import Regime, matrices
-from openwork.training.selection import Floor, demanded, first_k, keep_largest_, largest, leading
+from openwork.training.selection import Floor, Kept, default_floor, demanded, first_k, largest
 
 ROWS = ("query", "key", "value", "neuron")  # kinds of site whose nodes keep a least number of weights in
 COLUMNS = ("value", "neuron")  # ... and out
@@ -39,13 +39,13 @@ class DenseSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Dense(Regime):
+class Dense(Regime[DenseSettings]):
     """Plain training."""
 
     name = "dense"
 
     def __init__(self, settings: DenseSettings | None = None) -> None:
-        self.settings = settings or DenseSettings()
+        super().__init__(settings or DenseSettings())
 
 
 class L1Settings(BaseModel):
@@ -53,17 +53,17 @@ class L1Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    price: float = Field(1e-4, ge=0, description="loss in nats per unit of summed |weight| of the matrices")
-    cut: float = Field(1e-3, ge=0, description="weights up to this size are set to zero at the end")
+    price: float = Field(default=1e-4, ge=0, description="loss in nats per unit of summed |weight| of the matrices")
+    cut: float = Field(default=1e-3, ge=0, description="weights up to this size are set to zero at the end")
 
 
-class L1(Regime):
+class L1(Regime[L1Settings]):
     """A price on the summed size of all matrices; what is small in the end is cut to exact zeros."""
 
     name = "l1"
 
     def __init__(self, settings: L1Settings | None = None) -> None:
-        self.settings = settings or L1Settings()
+        super().__init__(settings or L1Settings())
 
     def penalty(self, model: nn.Module, step: int) -> Tensor:
         """price * sum |w|, in nats."""
@@ -77,25 +77,27 @@ class L1(Regime):
 
 
 class TopKSettings(BaseModel):
-    """The choices of top-k training. Densities are shares of kept weights; anneal and regrowth are shares of the run."""
+    """The choices of top-k training: densities are shares of kept weights, moments are shares of the run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    density: float = Field(0.05, gt=0, le=1)
-    scope: Literal["matrix", "global"] = Field("matrix", description="one k per matrix, or one for all together")
-    biases: bool = Field(False, description="sparsify biases too")
+    density: float = Field(default=0.05, gt=0, le=1)
+    scope: Literal["matrix", "global"] = Field(default="matrix", description="one k per matrix, or one for all")
+    biases: bool = Field(default=False, description="sparsify biases too")
     embed_density: float | None = Field(
-        None, gt=0, le=1, description="density of embedding, unembedding and positions; none means the same"
+        default=None, gt=0, le=1, description="density of embedding, unembedding and positions; none means the same"
     )
     floor: int | None = Field(
-        None, ge=0, description="weights that every neuron and channel keeps; none means min(4, ceil(density * length))"
+        default=None,
+        ge=0,
+        description="weights that each neuron and channel keeps; none: min(4, ceil(density * length))",
     )
     anneal: Literal["exponential", "linear"] = "exponential"
-    anneal_from: float = Field(0.01, ge=0, le=1)
-    anneal_until: float = Field(0.5, ge=0, le=1)
-    regrow: float = Field(0.0, ge=0, lt=1, description="share of kept weights replaced at a regrowth, by gradient size")
-    regrow_every: int = Field(50, ge=1, description="steps between two regrowths")
-    regrow_until: float = Field(0.75, ge=0, le=1)
+    anneal_from: float = Field(default=0.01, ge=0, le=1)
+    anneal_until: float = Field(default=0.5, ge=0, le=1)
+    regrow: float = Field(default=0.0, ge=0, lt=1, description="share of kept weights replaced at a regrowth")
+    regrow_every: int = Field(default=50, ge=1, description="steps between two regrowths")
+    regrow_until: float = Field(default=0.75, ge=0, le=1)
 
     @model_validator(mode="after")
     def _anneal_runs_forward(self) -> TopKSettings:
@@ -114,18 +116,19 @@ class _Part:
     floors: tuple[Floor, ...]
 
 
-class TopK(Regime):
+class TopK(Regime[TopKSettings]):
     """Exact top-k weights after every step, see the head of this file."""
 
     name = "topk"
 
     def __init__(self, settings: TopKSettings | None = None) -> None:
-        self.settings = settings or TopKSettings()
+        super().__init__(settings or TopKSettings())
 
     def prepare(self, model: nn.Module, steps: int) -> None:
         """Finds the parameters to make sparse and their floors."""
         self._steps = steps
         self._parts = _parts(model, self.settings)
+        self._memory = {p.name: Kept(p.floors) for p in self._parts}
         self._seen: dict[str, Tensor] = {}
 
     def density(self, step: int) -> float:
@@ -144,7 +147,7 @@ class TopK(Regime):
             if regrow:
                 _regrow_(weights, [p.floors for p in group], k, self.settings.regrow)
             elif len(group) == 1:
-                keep_largest_(weights[0].data, k, group[0].floors)
+                self._memory[group[0].name].project_(weights[0].data, k)
             else:
                 kept = _largest_of_all([w.abs() for w in weights], [p.floors for p in group], k)
                 for w, mask in zip(weights, kept, strict=True):
@@ -213,15 +216,18 @@ def _parts(model: nn.Module, s: TopKSettings) -> list[_Part]:
     return parts
 
 
-def _floors(graph: Graph, links: Sequence[Link], weight: Tensor, density: float, least: int | None) -> tuple[Floor, ...]:
+def _floors(
+    graph: Graph, links: Sequence[Link], weight: Tensor, density: float, least: int | None
+) -> tuple[Floor, ...]:
     """What a weight [dst, src, ...] owes the neurons and channels at its two ends."""
     axes = [
         axis
         for axis, kinds, end in ((0, ROWS, "dst"), (1, COLUMNS, "src"))
         if any(graph.site(getattr(e, end)).kind in kinds for e in links)
     ]
-    floors = (Floor(a, leading(least, density, weight.numel() // weight.shape[a])) for a in axes)
-    return tuple(f for f in floors if f.least > 0)
+    lengths = [weight.numel() // weight.shape[a] for a in axes]
+    wanted = [default_floor(density, n) if least is None else min(least, n) for n in lengths]
+    return tuple(Floor(a, w) for a, w in zip(axes, wanted, strict=True) if w > 0)
 
 
 def _largest_of_all(sizes: Sequence[Tensor], floors: Sequence[Sequence[Floor]], k: int) -> list[Tensor]:
@@ -250,7 +256,9 @@ def _regrow_(weights: Sequence[Tensor], floors: Sequence[Sequence[Floor]], k: in
     ]
     flat = torch.cat([g.flatten() for g in wish])
     grown = (first_k(flat, min(places, len(flat))) & (flat > 0)).split([w.numel() for w in weights])
-    start = torch.stack([s.masked_fill(~m | (s == 0), torch.inf).min() for s, m in zip(sizes, masks, strict=True)]).min()
+    start = torch.stack(
+        [s.masked_fill(~m | (s == 0), torch.inf).min() for s, m in zip(sizes, masks, strict=True)]
+    ).min()
     start = torch.where(start.isfinite(), start, torch.zeros_like(start))
     for w, m, g in zip(weights, masks, grown, strict=True):
         w.mul_(m)

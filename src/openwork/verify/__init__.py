@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from openwork.circuit import Evidence
 from openwork.errors import unknown
-from openwork.verify.controls import nonsense_control, random_weights_control
+from openwork.verify.controls import CONTROLS, control
 from openwork.verify.generalisation import generalises
 from openwork.verify.minimality import one_minimal
 from openwork.verify.necessity import necessary
@@ -37,13 +37,13 @@ def verify(q: Question, claims: Sequence[str] | None = None) -> tuple[Evidence, 
 
 
 __all__ = [
+    "CONTROLS",
     "VERIFIERS",
     "Question",
+    "control",
     "generalises",
     "necessary",
-    "nonsense_control",
     "one_minimal",
-    "random_weights_control",
     "robust",
     "sufficient",
     "verify",

@@ -1,8 +1,10 @@
 """Controls: does the same search also find a circuit where there is nothing to find?
 
-A search that is free enough explains anything. So it is run again, with the same settings and budget, on shuffled
-labels (nonsense control) and on a model with random weights (random-weights control), and the sizes are set beside each
-other. Knows the results of both searches as plain numbers. Does not run them, and does not know the method.
+A search that is free enough explains anything. So it is run again, with the same settings and budget, on labels that
+the inputs do not determine (nonsense), on labels that say the opposite of what the model computes (swapped) and on a
+model with random weights, and the sizes are set beside each other.
+
+Knows the results of both searches as plain numbers. Does not run them, and does not know the method.
 """
 
 from __future__ import annotations
@@ -11,93 +13,55 @@ import math
 
 from openwork import stats
 from openwork.circuit import FAILS, HOLDS, UNDECIDED, Evidence
+from openwork.errors import unknown
 
 LARGER = 2.0  # times as many edges is clearly larger
 AT_CHANCE = 0.9  # share of the chance loss from which a held-out loss counts as chance
 
 FOUND, INFEASIBLE = "ok", "infeasible"
 
-
-def nonsense_control(
-    real_edges: int | None,
-    real_loss: float,
-    control_status: str,
-    control_edges: int | None,
-    control_loss: float | None,
-    *,
-    n: int,
-    split: str = "verify",
-    chance: float = math.log(2),
-    seed: int = 0,
-    seconds: float = 0.0,
-) -> Evidence:
-    """The same search on shuffled labels (see `_control` for the rule).
-
-    real_edges      edges of the real circuit; None where none was found
-    real_loss       its held-out loss, nats
-    control_status  "ok" or "infeasible" of the search on shuffled labels; anything else: it was not run
-    control_edges   edges of the nonsense circuit, where one was found
-    control_loss    its loss on held-out examples with shuffled labels, nats
-    n               held-out examples behind the losses
-    chance          loss of a guess, nats: ln(number of answers)
-
-    Held-out labels that are shuffled cannot be predicted, so the third way to hold says only that the held-out check
-    tells nonsense from sense; a small nonsense circuit still says that the search can fit noise. Read the sizes.
-    """
-    return _control(
-        "nonsense_control", "shuffled labels", real_edges, real_loss, control_status, control_edges, control_loss,
-        n=n, split=split, chance=chance, seed=seed, seconds=seconds,
-    )  # fmt: skip
+# claim -> what the search was run on, and whether a held-out loss at chance counts for the circuit. On shuffled labels
+# it does not: nothing can predict them, so it would hold always.
+CONTROLS: dict[str, tuple[str, bool]] = {
+    "nonsense_control": ("shuffled labels", False),
+    "swapped_control": ("swapped labels", True),
+    "random_weights_control": ("a model with random weights", True),
+}
 
 
-def random_weights_control(
-    real_edges: int | None,
-    real_loss: float,
-    control_status: str,
-    control_edges: int | None,
-    control_loss: float | None,
-    *,
-    n: int,
-    split: str = "verify",
-    chance: float = math.log(2),
-    seed: int = 0,
-    seconds: float = 0.0,
-) -> Evidence:
-    """The same search on a model of the same shape and density whose weights are random (see `_control` for the rule).
-
-    Arguments as in `nonsense_control`; here `control_loss` is on the real labels of the held-out examples.
-    """
-    return _control(
-        "random_weights_control", "a model with random weights", real_edges, real_loss, control_status, control_edges,
-        control_loss, n=n, split=split, chance=chance, seed=seed, seconds=seconds,
-    )  # fmt: skip
-
-
-def _control(
+def control(
     claim: str,
-    where: str,
     real_edges: int | None,
-    real_loss: float,
+    real_loss: float | None,
     status: str,
     edges: int | None,
     loss: float | None,
     *,
     n: int,
-    split: str,
-    chance: float,
-    seed: int,
-    seconds: float,
+    split: str = "verify",
+    chance: float = math.log(2),
+    seed: int = 0,
+    seconds: float = 0.0,
 ) -> Evidence:
-    """One rule for both controls.
+    """The result of a search that should fail, beside the one that should not. One rule for all of CONTROLS.
+
+    real_edges, real_loss  edges of the real circuit and its held-out loss in nats; None where none was found
+    status, edges, loss    "ok" or "infeasible" of the control's search (anything else: it was not run), the edges of
+                           its circuit, and that circuit's held-out loss in nats on the control's own labels
+    n                      held-out examples behind the losses
+    chance                 loss of a guess, nats: ln(number of answers)
 
     holds            the search on the control is infeasible; or its circuit has at least twice the edges of the real
-                     one; or its held-out loss is at least 0.9 of the chance loss
+                     one; or (not for shuffled labels) its held-out loss is at least 0.9 of the chance loss
     fails            none of these: the search finds about as small and as good a circuit where there is nothing to find
     too little data  no real circuit to compare with, or the control was not run
     value            edges of the control circuit per edge of the real one (nan where either was not found)
 
     One search is one draw: there is no p and no interval.
     """
+    if claim not in CONTROLS:
+        raise unknown("control", claim, CONTROLS)
+    where, chance_counts = CONTROLS[claim]
     found = status == FOUND and edges is not None and loss is not None
     ratio = edges / real_edges if found and edges is not None and real_edges else float("nan")
     reasons = []
@@ -106,7 +70,7 @@ def _control(
     if real_edges is not None and found and loss is not None and edges is not None:
         if edges >= LARGER * real_edges and edges > real_edges:
             reasons.append("larger circuit")
-        if loss >= AT_CHANCE * chance:
+        if chance_counts and loss >= AT_CHANCE * chance:
             reasons.append("held-out loss at chance")
     decided = real_edges is not None and (found or status == INFEASIBLE)
     verdict = UNDECIDED if not decided else HOLDS if reasons else FAILS

@@ -28,11 +28,13 @@ def generalises(q: Question) -> Evidence:
     fails            p > 0.05, or the 95 % interval (bootstrap over pairs) of the accuracy lost lies wholly beyond 0.05
     too little data  fewer than 32 examples in either split, or no such split; or more than 0.05 lost, but the interval
                      reaches it
-    null             the circuit's decisions shuffled over the examples: the agreement that the marginals give
+    null             the circuit's decisions shuffled over the examples: the agreement that the marginals give. A
+                     decision is the place of the chosen answer among the example's answers, sorted by output index;
+                     p is computed on one example of each pair, drawn at random, because the two are not independent
 
     The model's mistakes of both splits together are reported beside it and do not enter the verdict. Their null is
     sharper: decisions shuffled among examples with the same right answer, that is a circuit that errs as often but not
-    where the model errs. Fewer than 10 mistakes: too little data.
+    where the model errs; there the two of a pair count as two. Fewer than 10 mistakes: too little data.
     """
     started = time.perf_counter()
     if q.ood is None or len(q.ood) == 0:
@@ -40,14 +42,15 @@ def generalises(q: Question) -> Evidence:
     whole, circuit = q.measure(q.ood), q.measure_circuit(q.ood)
     groups = clusters(q.ood)
     both = stats.agreement(whole.decision, circuit.decision, seed=q.seed)
-    n_pairs = len(np.unique(groups))
+    one = stats.one_per_cluster(groups, q.seed)
+    p, n_pairs = stats.agreement(whole.decision[one], circuit.decision[one], seed=q.seed).p, len(one)
     interval = stats.wilson(both.share * n_pairs, n_pairs)
     lost = whole.correct - circuit.correct
     lost_interval = stats.bootstrap_mean(lost, groups, seed=q.seed)
     verdict = decide(
         q,
-        met=both.p <= ALPHA and lost.mean() <= MARGIN,
-        excluded=both.p > ALPHA or lost_interval[0] > MARGIN,
+        met=p <= ALPHA and lost.mean() <= MARGIN,
+        excluded=p > ALPHA or lost_interval[0] > MARGIN,
     )
     if len(q.ood) < ENOUGH:
         verdict = UNDECIDED
@@ -66,7 +69,7 @@ def generalises(q: Question) -> Evidence:
         interval=interval,
         null="the circuit's decisions shuffled over the examples",
         null_value=both.expected,
-        p=both.p,
+        p=p,
         n=len(q.ood),
         split=q.ood.name,
         seed=q.seed,
@@ -86,10 +89,9 @@ def generalises(q: Question) -> Evidence:
 
 def _mistakes(q: Question, whole: Measured, circuit: Measured) -> dict[str, Any]:
     """Agreement on the whole model's mistakes, verify and out-of-distribution examples together; plain data."""
-    assert q.ood is not None
     decided = np.concatenate([q.whole_run.decision, whole.decision])
     same = np.concatenate([q.circuit_run.decision, circuit.decision])
-    right = np.concatenate([q.verify.answer.cpu().numpy(), q.ood.answer.cpu().numpy()])
+    right = np.concatenate([q.whole_run.right, whole.right])
     wrong = np.concatenate([q.whole_run.correct, whole.correct]) == 0
     test = stats.agreement(decided, same, on=wrong, strata=right, seed=q.seed)
     if test.n == 0:

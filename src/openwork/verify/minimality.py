@@ -148,7 +148,8 @@ def _test(after: np.ndarray, base: np.ndarray, q: Question, split: Split) -> _Te
 def _sentence(elements: list[_Element], n_nodes: int, means: np.ndarray, bar: float, test: _Test) -> str:
     if not elements:
         return "The circuit keeps no node and no edge that could be removed, so there is nothing to test."
-    what = f"{n_nodes} kept nodes" + (f" and {len(elements) - n_nodes} kept edges" if len(elements) > n_nodes else "")
+    edges = f" and {len(elements) - n_nodes} edges" if len(elements) > n_nodes else ""
+    what = f"{len(elements)} elements kept ({n_nodes} nodes{edges})"
     least = int(means.argmin())
     raised = f"{round(test.share_significant * len(elements))} of {len(elements)} removals raise the loss significantly"
     if test.share == 1.0:

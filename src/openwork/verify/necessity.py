@@ -7,20 +7,23 @@ section A.5), against as many nodes elsewhere (partial necessity of Shi et al. 2
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
+from torch import Tensor
 
 from openwork import stats
 from openwork.circuit import Evidence
 from openwork.verify.question import (
     ALPHA,
     ROUNDING,
+    Measured,
     Question,
     accuracy_interval,
     chance_accuracy,
     clusters,
     decide,
-    random_elsewhere,
+    random_nodes,
     size,
 )
 
@@ -35,6 +38,11 @@ def necessary(q: Question) -> Evidence:
     too little data  fewer than 32 examples; or accuracy above a bar that lies inside its interval
     null             ablating as many random live nodes at every site, outside the circuit wherever enough are there;
                      p is the rank of the circuit's rise in loss among theirs, all on the fixed sample of examples
+
+    The rivals spare the circuit because a single node of it may be all it takes to break the task. The price: for a
+    circuit that is itself a random set the p is a little small when it holds a large share of its sites, since a node
+    that matters can then sit in no rival (with a quarter of all nodes, p <= 0.05 for 11 % of random circuits; with a
+    tenth, 6 %; with a fortieth, 5 %). The bar on accuracy does not depend on it.
     """
     started = time.perf_counter()
     whole, chance = q.whole_run, chance_accuracy(q.verify)
@@ -43,10 +51,10 @@ def necessary(q: Question) -> Evidence:
     interval = stats.bootstrap_mean(rise, clusters(q.verify), seed=q.seed)
     accuracy = accuracy_interval(without, q.verify)
     base = q.measure(q.sample).loss
-    own = q.measure(q.sample, {n: ~m for n, m in q.kept.items()}).loss - base
-    runs = [q.measure(q.sample, {n: ~m for n, m in d.items()}) for d in random_elsewhere(q, q.rng("necessary"))]
-    null = np.array([r.loss for r in runs]) - base
-    null_accuracy = float(np.mean([r.accuracy for r in runs]))
+    own = _without(q, q.kept).loss - base
+    rivals = [_without(q, nodes) for nodes in _elsewhere(q)]
+    null = np.array([r.loss for r in rivals]) - base
+    null_accuracy = float(np.mean([r.accuracy for r in rivals]))
     p = stats.rank_p(own, null + ROUNDING)
     bar = (whole.accuracy + chance) / 2
     able = whole.accuracy > chance
@@ -57,11 +65,10 @@ def necessary(q: Question) -> Evidence:
     )
     sentence = (
         f"Ablating only the circuit's {size(q.kept)} nodes takes accuracy from {whole.accuracy:.3f} to "
-        f"{without.accuracy:.3f} (chance {chance:.2g}, bar {bar:.3f}) and raises the loss by {rise.mean():.3f} nats "
-        f"(95 % {interval[0]:.3f} to {interval[1]:.3f}); ablating as many random nodes elsewhere raises it by "
-        f"{null.mean():.3f} on average, with accuracy {null_accuracy:.3f}."
+        f"{without.accuracy:.3f} (chance {chance:.2g}, bar {bar:.3f}) and raises the loss by {rise.mean():z.3f} nats "
+        f"(95 % {interval[0]:z.3f} to {interval[1]:z.3f}); ablating as many nodes elsewhere raises it by "
+        f"{null.mean():z.3f} on average and {null.max():z.3f} at worst, with a mean accuracy of {null_accuracy:.3f}."
     )
-    outside = min((int((q.live[n] & ~m).sum()) - int(m.sum()) for n, m in q.kept.items()), default=0)
     return Evidence(
         claim="necessary",
         verdict=verdict,
@@ -69,7 +76,7 @@ def necessary(q: Question) -> Evidence:
         value=float(rise.mean()),
         unit="nats of loss",
         interval=interval,
-        null=f"ablating as many random live nodes at every site, {q.n_null} draws, outside the circuit",
+        null=f"ablating as many random live nodes elsewhere at every site, {q.n_null} draws",
         null_value=float(null.mean()),
         p=p,
         n=len(q.verify),
@@ -86,12 +93,27 @@ def necessary(q: Question) -> Evidence:
             "accuracy_bar": bar,
             "null_draws": q.n_null,
             "null_worst": float(null.max()),
-            "null_accuracy": null_accuracy,
             "null_losses": [round(float(x), 6) for x in null + base],
-            "null_outside_circuit": "at every site"
-            if outside >= 0
-            else "not at every site: too few live nodes outside",
+            "null_accuracy": null_accuracy,
+            "null_overlaps_circuit_at": _crowded(q),
             "sample": len(q.sample),
             "rise_on_sample": own,
         },
     )
+
+
+def _elsewhere(q: Question) -> Iterator[dict[str, Tensor]]:
+    """Per draw, as many random live nodes per site as the circuit has: outside it, its own only where those run out."""
+    rng = q.rng("necessary")
+    for _ in range(q.n_null):
+        yield {n: random_nodes(rng, int(m.sum()), q.live[n] & ~m, m, ~m) for n, m in q.kept.items()}
+
+
+def _without(q: Question, nodes: dict[str, Tensor]) -> Measured:
+    """The model on the sample with these nodes ablated."""
+    return q.measure(q.sample, {n: ~m for n, m in nodes.items()})
+
+
+def _crowded(q: Question) -> list[str]:
+    """Sites with fewer live nodes outside the circuit than in it."""
+    return [n for n, m in q.kept.items() if int((q.live[n] & ~m).sum()) < int(m.sum())]

@@ -122,12 +122,15 @@ class Measured:
 
     losses    [N] nats
     correct   [N] 0 or 1
-    decision  [N] the output index, among the right and the wrong ones, with the largest logit
+    decision  [N] which of the example's answers has the largest logit: its place among them by output index, so that
+              decisions of examples with different answers can be compared
+    right     [N] the place of the right answer
     """
 
     losses: np.ndarray
     correct: np.ndarray
     decision: np.ndarray
+    right: np.ndarray
 
     @property
     def loss(self) -> float:
@@ -150,12 +153,13 @@ def measured(forward: Callable[..., Tensor], split: Split, model: nn.Module) -> 
             logits = forward(*(x.to(device) for x in part.inputs)).float().cpu()
             part = part.to("cpu")
             choices = torch.cat([part.wrong, part.answer[:, None]], 1)  # a tie goes to the wrong one, as in `correct`
-            best = choices.gather(1, logits.gather(1, choices).argmax(1, keepdim=True)).squeeze(1)
-            parts.append((losses(logits, part), correct(logits, part), best))
-    loss, right, decision = (torch.cat(column) for column in zip(*parts, strict=True))
+            best = choices.gather(1, logits.gather(1, choices).argmax(1, keepdim=True))
+            place, right = ((choices < x).sum(1) for x in (best, part.answer[:, None]))
+            parts.append((losses(logits, part), correct(logits, part), place, right))
+    loss, good, decision, right = (torch.cat(column) for column in zip(*parts, strict=True))
     if not bool(loss.isfinite().all()):
         raise UsageError(f'the model gives losses that are not finite on the split "{split.name}".')
-    return Measured(loss.double().numpy(), right.double().numpy(), decision.numpy())
+    return Measured(loss.double().numpy(), good.double().numpy(), decision.numpy(), right.numpy())
 
 
 def whole_pairs(split: Split, n: int) -> Split:
@@ -191,7 +195,7 @@ def accuracy_interval(run: Measured, split: Split) -> stats.Interval:
 
 
 def decide(q: Question, *, met: bool, excluded: bool) -> str:
-    """The verdict: `met` if figure and null both speak for the claim, `excluded` if either clearly speaks against it."""
+    """The verdict: `met` if figure and null both speak for the claim, `excluded` if either speaks against it."""
     if q.small:
         return UNDECIDED
     if met:
@@ -240,12 +244,6 @@ def random_circuits(q: Question, rng: np.random.Generator) -> Iterator[dict[str,
     for _ in range(q.n_null):
         drawn = {n: random_nodes(rng, int(m.sum()), q.live[n], ~q.live[n]) for n, m in q.kept.items()}
         yield {**others, **drawn}
-
-
-def random_elsewhere(q: Question, rng: np.random.Generator) -> Iterator[dict[str, Tensor]]:
-    """Nodes to ablate, as many at every site as the circuit has: live ones outside it, its own where those run out."""
-    for _ in range(q.n_null):
-        yield {n: random_nodes(rng, int(m.sum()), q.live[n] & ~m, m, ~m) for n, m in q.kept.items()}
 
 
 def fixed_nodes(q: Question) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openwork import stats
 from openwork.circuit import UNDECIDED, Evidence
-from openwork.verify.question import ALPHA, Question, decide, size
+from openwork.verify.question import ALPHA, ROUNDING, Question, decide, size
 
 SHARE = 0.95  # of the draws that must stay within the bound
 LEAST, MOST = 0.1, 0.9  # share of the outside that a draw ablates
@@ -34,8 +34,8 @@ def robust(q: Question) -> Evidence:
     null             as many random live nodes ablated, the circuit's among them; sizes are the same draw by draw, and p
                      is a sign-flip test of the differences in loss
 
-    A draw ablates a uniformly drawn 10 % to 90 % of the live nodes outside the circuit. All draws are judged on the fixed
-    sample of examples.
+    A draw ablates between 10 % and 90 % of the live nodes outside the circuit, every number as likely. All draws are
+    judged on the fixed sample of examples.
     """
     started = time.perf_counter()
     rng, whole = q.rng("robust"), q.measure(q.sample)
@@ -52,12 +52,14 @@ def robust(q: Question) -> Evidence:
     stays = int((loss <= bound).sum())
     share, rival_share = stays / q.n_null, float((rival <= bound).mean())
     interval = stats.clopper_pearson(stays, q.n_null)
-    p = stats.sign_flip_p(rival - loss, seed=q.seed)
+    harm = rival - loss
+    p = stats.sign_flip_p(np.where(np.abs(harm) <= ROUNDING, 0.0, harm), seed=q.seed)
     verdict = decide(q, met=share >= SHARE and p <= ALPHA, excluded=interval[1] < SHARE or p > ALPHA)
     sentence = (
         f"With {least} to {most} of the {m} live nodes outside the circuit ablated at random, {stays} of {q.n_null} "
-        f"draws keep the loss at or below {bound:.3f} nats (mean {loss.mean():.3f}, worst {loss.max():.3f}; worst accuracy "
-        f"{accuracy.min():.3f}); with the circuit's nodes in the draw, {rival_share:.0%} do (mean {rival.mean():.3f})."
+        f"draws keep the loss at or below {bound:.3f} nats (mean {loss.mean():.3f}, worst {loss.max():.3f}; worst "
+        f"accuracy {accuracy.min():.3f}); with the circuit's nodes in the draw, {rival_share:.0%} do "
+        f"(mean {rival.mean():.3f})."
     )
     if m == 0:
         verdict, sentence = UNDECIDED, "No live node is outside the circuit, so there is nothing to ablate."

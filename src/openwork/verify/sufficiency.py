@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from openwork import stats
-from openwork.circuit import HOLDS, Evidence
+from openwork.circuit import Evidence
 from openwork.verify.question import (
     ALPHA,
     ROUNDING,
@@ -38,16 +38,16 @@ def sufficient(q: Question) -> Evidence:
     interval = stats.bootstrap_mean(run.losses, clusters(q.verify), seed=q.seed)
     own = q.measure_circuit(q.sample).loss
     null = np.array([q.measure(q.sample, nodes).loss for nodes in random_circuits(q, q.rng("sufficient"))])
+    as_good = int((null - ROUNDING <= own).sum())
     p = stats.rank_p(own, null - ROUNDING, "less")
     verdict = decide(q, met=run.loss <= q.target and p <= ALPHA, excluded=interval[0] > q.target or p > ALPHA)
     beside = "meets" if run.loss <= q.target else "misses"
     sentence = (
         f"Alone, the circuit's {size(q.kept)} nodes reach a loss of {run.loss:.3f} nats on {len(q.verify)} held-out "
         f"examples (95 % {interval[0]:.3f} to {interval[1]:.3f}), which {beside} the target of {q.target:g}; "
-        f"{q.n_null} random circuits of equal size reach {null.mean():.3f} on average and {null.min():.3f} at best."
+        f"{q.n_null} random circuits of equal size reach {null.mean():.3f} on average and {null.min():.3f} at "
+        f"best ({as_good or 'none'} of them as low)."
     )
-    if verdict != HOLDS and p > ALPHA:
-        sentence = sentence[:-1] + ": too many of them do as well."
     accuracy = accuracy_interval(run, q.verify)
     return Evidence(
         claim="sufficient",

@@ -4,18 +4,20 @@ Rows are ordered by barycentre sweeps (Sugiyama et al. 1981). A node's place alo
 to the mean place of its neighbours that keeps a least distance to the next node: isotonic regression, solved by pooling
 adjacent violators. Crowded rows are staggered over several lines.
 
-Knows names, layers and pairs of nodes. Does not know what they mean, nor pixels: one unit is about one pixel at full size.
+Knows names, layers and pairs of nodes. Does not know what they mean, nor pixels: a unit is about one at full size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-WIDTH = 900.0  # to which rows are fitted as long as their nodes do not touch
-LOOSE, TIGHT = 46.0, 7.0  # greatest and least distance of neighbours in a row
-LINE = 15.0  # distance of the lines of a staggered row, and the least distance of two nodes
-ROW = 62.0  # distance of two rows
+WIDTH = 560.0  # to which rows are fitted as long as they can be
+LOOSE, TIGHT = 46.0, 4.5  # greatest and least distance of neighbours in a row
+LINE = 13.0  # distance of the lines of a staggered row, and the least distance of two nodes
+ROW_LOW, ROW_HIGH = 46.0, 130.0  # least and greatest distance of two rows
+ASPECT = 2.0  # height over width that rows are set apart for
 BETWEEN = 26.0  # extra distance between two sites that share a row
 SWEEPS = 12
 
@@ -40,23 +42,27 @@ class Placed:
     height: float
 
 
-def place(sites: Sequence[str], layers: Sequence[int], pairs: Sequence[tuple[int, int]]) -> Placed:
+def place(
+    sites: Sequence[str], layers: Sequence[int], pairs: Sequence[tuple[int, int]], widths: Sequence[float] | None = None
+) -> Placed:
     """Lays out nodes of a layered graph.
 
     sites   per node, the name of its site; nodes of a site stay together in their row
     layers  per node, its layer
     pairs   the edges, as positions in these lists
+    widths  per node, how wide it is drawn where that is more than a dot (a label); 0 by default
     """
     n = len(sites)
+    wide = widths or [0.0] * n
     if n == 0:
-        return Placed([], [], WIDTH, ROW)
+        return Placed([], [], WIDTH, ROW_LOW)
     near: list[list[int]] = [[] for _ in range(n)]
     for a, b in pairs:
         near[a].append(b)
         near[b].append(a)
     rows = [[i for i in range(n) if layers[i] == layer] for layer in sorted(set(layers))]
     groups = [list(dict.fromkeys(sites[i] for i in row)) for row in rows]
-    gaps = [_gaps(row, sites) for row in rows]
+    gaps = [_gaps(row, sites, wide) for row in rows]
     x = [0.0] * n
     for row, gap in zip(rows, gaps, strict=True):
         _spread(row, gap, x)
@@ -65,12 +71,14 @@ def place(sites: Sequence[str], layers: Sequence[int], pairs: Sequence[tuple[int
         for r in order:
             rank = {s: k for k, s in enumerate(groups[r])}
             wish = {i: _mean([x[j] for j in near[i]], x[i]) for i in rows[r]}
-            rows[r].sort(key=lambda i: (rank[sites[i]], wish[i], i))  # noqa: B023
-            gaps[r] = _gaps(rows[r], sites)
+            rows[r].sort(key=lambda i: (rank[sites[i]], wish[i], i))
+            gaps[r] = _gaps(rows[r], sites, wide)
             _fit(rows[r], gaps[r], wish, x)
     low, high = min(x), max(x)
     width = max(WIDTH, high - low)
     shift = (width - (high - low)) / 2 - low
+    staggered = sum(LINE * (_lines(row) - 1) for row in rows)
+    step = max(ROW_LOW, min(ROW_HIGH, (ASPECT * width - staggered) / max(1, len(rows) - 1)))
     places = [(0.0, 0.0)] * n
     out: list[Row] = []
     y = 0.0
@@ -79,7 +87,7 @@ def place(sites: Sequence[str], layers: Sequence[int], pairs: Sequence[tuple[int
         for k, i in enumerate(row):
             places[i] = (x[i] + shift, y - LINE * (k % lines))
         out.append(Row(layers[row[0]], tuple(group), y - LINE * (lines - 1), y))
-        y -= LINE * (lines - 1) + ROW
+        y -= LINE * (lines - 1) + step
     base = -out[-1].top
     return Placed(
         [(a, b + base) for a, b in places],
@@ -100,10 +108,10 @@ def _lines(row: Sequence[int]) -> int:
     return 1 if d >= LINE else int(-(-LINE // d))
 
 
-def _gaps(row: Sequence[int], sites: Sequence[str]) -> list[float]:
+def _gaps(row: Sequence[int], sites: Sequence[str], wide: Sequence[float]) -> list[float]:
     """Least distance of each node to the one before it; the first is 0."""
     d = _distance(row)
-    steps = [d + (BETWEEN if sites[a] != sites[b] else 0.0) for a, b in zip(row[:-1], row[1:], strict=True)]
+    steps = [max(d, (wide[a] + wide[b]) / 2) + (BETWEEN if sites[a] != sites[b] else 0.0) for a, b in pairwise(row)]
     return [0.0, *steps]
 
 

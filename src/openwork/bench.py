@@ -1,0 +1,384 @@
+"""Comparisons: a sparse model beside dense ones, circuit by circuit, on the same tasks by the same search.
+
+`run_quotes` and `run_digits` are the stages in order. Each job writes its own folder, is skipped when that folder
+already answers the same question, and goes on after a kill. Knows names, functions and folders, no mathematics.
+
+    out/  run.yaml  result.json  page.html  data/
+          sparse/  dense/  dense_matched/  random/     each a run folder (see `runs`)
+
+dense_matched   the dense training stopped where its held-out loss is nearest to the sparse model's
+random          the sparse model with the entries of every matrix shuffled: same density, nothing learned
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from openwork import stats, store
+from openwork.circuit import Evidence
+from openwork.errors import UsageError, unknown
+from openwork.files import plain, read_yaml
+from openwork.patching import graph_of, weight_of
+from openwork.presets import DIGITS, QUOTES, Preset
+from openwork.progress import Progress
+from openwork.runs import (
+    Plan,
+    Result,
+    begin_run,
+    block_density,
+    check_circuit,
+    circuit_folder,
+    find_circuit,
+    held_out_loss,
+    lay_out,
+    list_tasks,
+    method_settings,
+    open_run,
+    show_run,
+    train_plan,
+)
+from openwork.tasks.corpus import build_corpus
+from openwork.tasks.images import DIGIT_TASKS
+from openwork.tasks.python_code import TASKS
+from openwork.tasks.subjects import SUBJECTS
+from openwork.training import REGIMES
+from openwork.verify import control
+from openwork.views.page import build_page
+from openwork.workers import Job, default_workers, map_jobs
+
+METHOD = "masks"
+COMPARED = ("sparse", "dense", "dense_matched")
+CONTROLS = {"nonsense": "shuffled", "swapped": "swapped"}  # name in the table -> labels of the search
+
+
+# -- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def run_quotes(
+    out: Path,
+    preset: str = "cpu",
+    seed: int = 0,
+    device: str = "cpu",
+    corpus: Path | None = None,
+    workers: int | None = None,
+    tasks: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Real Python source to checked circuits on a page: trains, discovers, verifies, lays out, compares."""
+    chosen = _preset(QUOTES, preset)
+    names = tuple(tasks) if tasks else chosen.tasks or tuple(TASKS)
+    for name in names:
+        if name not in TASKS and not name.endswith(".jsonl"):
+            raise unknown("task", name, TASKS)
+    names = tuple(str(Path(n).resolve()) if n.endswith(".jsonl") else n for n in names)
+    return _compare("python", out, chosen, preset, seed, device, corpus, workers, names, progress or Progress(False))
+
+
+def run_digits(
+    out: Path,
+    preset: str = "cpu",
+    seed: int = 0,
+    device: str = "cpu",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """The same for a multilayer perceptron and scikit-learn's embedded digits."""
+    chosen = _preset(DIGITS, preset)
+    names = chosen.tasks or tuple(DIGIT_TASKS)
+    return _compare("digits", out, chosen, preset, seed, device, None, workers, names, progress or Progress(False))
+
+
+def _preset(presets: dict[str, Preset], name: str) -> Preset:
+    if name not in presets:
+        raise unknown("preset", name, presets)
+    return presets[name]
+
+
+def _compare(
+    subject: str,
+    out: Path,
+    p: Preset,
+    preset: str,
+    seed: int,
+    device: str,
+    corpus: Path | None,
+    workers: int | None,
+    tasks: tuple[str, ...],
+    progress: Progress,
+) -> Result:
+    began = time.monotonic()
+    _device(device)
+    asked = {
+        "kind": "comparison", "subject": subject, "preset": preset, "seed": seed, "device": device,
+        "corpus": str(corpus.resolve()) if corpus else None, "tasks": list(tasks), "settings": p.model_dump(),
+    }  # fmt: skip
+    finished = out / "result.json"
+    resumed = finished.exists() and plain(read_yaml(out / "run.yaml")) == plain(asked) and (out / "page.html").exists()
+    if resumed:
+        progress.log(f"{out} is done; delete it to run it again")
+        return store.read_json(finished)
+    begin_run(out, asked)
+    n = workers or default_workers()
+    if subject == "python":
+        build_corpus(out / "data", p.corpus_for(corpus), progress.log)
+    plans = plans_of(subject, p, seed, device)
+    progress.log("training the sparse and the dense model")
+    trained = map_jobs(
+        [Job(f"train {m}", train_plan, (out / m, plan, f"train {m}")) for m, plan in plans.items()], n, progress
+    )
+    models = dict(zip(plans, trained, strict=True))
+    models["dense_matched"] = match_dense(out, models["sparse"]["held_out"])
+    shuffle_weights(out, seed)
+    rows = _circuits(out, p, seed, tasks, n, progress)
+    evidence = _evidence(out, p, seed, rows, n, progress)
+    result = summarise(rows, models, evidence) | {
+        "run": str(out), "page": str(out / "page.html"), "preset": preset, "seed": seed, "subject": subject,
+    }  # fmt: skip
+    before = store.read_json(finished)["seconds"] if finished.exists() else 0.0
+    store.write_json(finished, result | {"seconds": before + time.monotonic() - began})
+    build_page(out)
+    return store.read_json(finished)
+
+
+def plans_of(subject: str, p: Preset, seed: int, device: str) -> dict[str, Plan]:
+    """What to train, by name of the run folder; both models see the same batches in the same order."""
+
+    def plan(training: Result, regimes: Result) -> Plan:
+        return Plan(subject, "../data", p.model, training | {"seed": seed}, regimes, p.examples, seed, p.batch, device)
+
+    return {"sparse": plan(p.sparse, {"topk": p.topk}), "dense": plan(p.dense, {"dense": {}})}
+
+
+def match_dense(out: Path, held_out: float) -> Result:
+    """The dense model's snapshot whose loss on the discover split's real data is nearest to `held_out` nats."""
+    folder = out / "dense_matched"
+    at = folder / "result.json"
+    if at.exists():
+        return store.read_json(at)
+    snapshots = {int(s.name): store.files.read_model_header(s) for s in (out / "dense" / "snapshots").iterdir()}
+    step = min(sorted(snapshots), key=lambda s: abs(snapshots[s]["extra"]["held_out"] - held_out))
+    settings = read_yaml(out / "dense" / "run.yaml")
+    begin_run(folder, settings | {"stopped_at": step})
+    store.save_model(folder / "model", store.load_model(out / "dense" / "snapshots" / str(step)))
+    run = open_run(folder)
+    figures = {"steps": step, "held_out": snapshots[step]["extra"]["held_out"]}
+    figures |= {"verify_loss": held_out_loss(run, "verify")} | block_density(run.model)
+    store.write_json(at, figures)
+    return figures
+
+
+def shuffle_weights(out: Path, seed: int) -> None:
+    """A model like the sparse one with the entries of every matrix put in random order."""
+    folder = out / "random"
+    if (folder / "model" / "config.json").exists():
+        return
+    settings = read_yaml(out / "sparse" / "run.yaml")
+    begin_run(folder, settings | {"weights": "those of sparse, shuffled within each matrix"})
+    model = store.load_model(out / "sparse" / "model")
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for e in graph_of(model).links:
+            if e.kind == "weight":
+                w = weight_of(model.get_submodule(e.module))
+                w.copy_(w.flatten()[torch.randperm(w.numel(), generator=rng)].view(w.shape))
+    store.save_model(folder / "model", model)
+
+
+def _circuits(out: Path, p: Preset, seed: int, tasks: Sequence[str], workers: int, progress: Progress) -> list[Result]:
+    """Per task, what was found in each model and by each control, all by the same search and settings."""
+    settings = method_settings(METHOD, **p.masks, seed=seed)
+    jobs, keys = [], []
+    for model in ("dense", "dense_matched", "random", "sparse"):  # the longest first
+        for task in tasks:
+            label = f"{model}: {Path(task).stem}"
+            jobs.append(Job(label, find_circuit, (out / model, task, METHOD, settings, label)))
+            keys.append((model, task))
+    for name, labels in CONTROLS.items():
+        for task in tasks:
+            label = f"{name} control: {Path(task).stem}"
+            jobs.append(Job(label, find_circuit, (out / "sparse", task, METHOD, settings, label, labels)))
+            keys.append((name, task))
+    progress.log(
+        f"looking for {len(tasks)} circuits in each of {len(COMPARED)} models, with {len(jobs)} searches in all"
+    )
+    found = dict(zip(keys, map_jobs(jobs, workers, progress), strict=True))
+    rows = []
+    for task in tasks:
+        first = found["sparse", task]
+        row: Result = {"task": Path(task).stem, "target": settings["target"]}
+        row |= {"n": first["whole"]["n"], "answers": first["answers"]}
+        for model in COMPARED:
+            r = found[model, task]
+            row[model] = r["node_based"] | {"full_loss": r["whole"]["loss"], "full_accuracy": r["whole"]["accuracy"]}
+            row[model] |= {"cpu_seconds": r["cpu_seconds"]}
+            row[f"{model}_edge_pruned"] = r["edge_pruned"]
+        for name in (*CONTROLS, "random"):
+            r = found[name, task]
+            row[name] = r["edge_pruned"] | {"loss_reached": r["loss_reached"], "full_loss": r["full_loss"]}
+        rows.append(row)
+    return rows
+
+
+def _evidence(
+    out: Path, p: Preset, seed: int, rows: Sequence[Result], workers: int, progress: Progress
+) -> list[Result]:
+    """Evidence for every circuit of the sparse and dense models; dossiers of both for the page."""
+    progress.log("checking the circuits on data that the search never saw, and laying them out")
+    jobs = []
+    for row in rows:
+        for model in COMPARED:
+            if row[f"{model}_edge_pruned"]["status"] != "ok":
+                continue
+            name = f"{row['task']}-{METHOD}"
+            controls = control_evidence(row, seed) if model == "sparse" else ()
+            if model != "dense_matched":
+                jobs.append(
+                    Job(f"check {model}: {row['task']}", check_circuit, (out / model, name, seed, controls, p.n_null))
+                )
+    checked = map_jobs(jobs, workers, progress)
+    map_jobs(
+        [Job(j.name.replace("check", "lay out"), lay_out, (*j.args[:2], p.windows)) for j in jobs], workers, progress
+    )
+    return [{"model": Path(c["run"]).name, "task": Path(c["task"]).stem, **e} for c in checked for e in c["evidence"]]
+
+
+def control_evidence(row: Result, seed: int) -> tuple[Evidence, ...]:
+    """The searches that should fail, beside the one that should not."""
+    real = row["sparse_edge_pruned"]
+    claims = {"nonsense": "nonsense_control", "swapped": "swapped_control", "random": "random_weights_control"}
+    found = {claim: row[name] for name, claim in claims.items()}
+    return tuple(
+        control(
+            claim, real.get("edges"), real.get("loss"), c["status"], c.get("edges"), c.get("loss"),
+            n=row["n"], chance=math.log(row["answers"]), seed=seed,
+        )
+        for claim, c in found.items()
+    )  # fmt: skip
+
+
+# -- the headline ----------------------------------------------------------------------------------------------------
+
+RATIOS = {
+    "node_based": ("dense", "sparse"),
+    "edge_pruned": ("dense_edge_pruned", "sparse_edge_pruned"),
+    "edge_pruned_dense_to_node_based_sparse": ("dense_edge_pruned", "sparse"),
+    "matched_node_based": ("dense_matched", "sparse"),
+    "matched_edge_pruned": ("dense_matched_edge_pruned", "sparse_edge_pruned"),
+}
+
+
+def summarise(rows: Sequence[Result], models: Result, evidence: Sequence[Result]) -> Result:
+    """The object that --json prints: tasks, ratios with intervals over tasks, evidence, models.
+
+    Where the sparse model has no circuit, its whole set of block weights counts as one, so that a task cannot improve
+    the mean by failing. Where the dense model has none, the task is left out of that ratio and named.
+    """
+    ratios: Result = {}
+    whole = models["sparse"]["block_nonzero"]
+    for name, (dense, sparse) in RATIOS.items():
+        ratios[name] = _ratio(rows, dense, sparse, "edges", whole)
+    ratios["node_pairs"] = _ratio(rows, "dense", "sparse", "pairs", whole)
+    ratios["density_alone"] = {"geomean": models["dense"]["block_nonzero"] / max(whole, 1)}
+    return {
+        "tasks": list(rows),
+        "ratio_geomean": ratios["node_based"]["geomean"],
+        "ratios": ratios,
+        "evidence": list(evidence),
+        "models": models,
+    }
+
+
+def _ratio(rows: Sequence[Result], dense: str, sparse: str, what: str, whole: int) -> Result:
+    usable = [r for r in rows if r[dense]["status"] == "ok"]
+    left_out = [r["task"] for r in rows if r[dense]["status"] != "ok"]
+    infeasible = [r["task"] for r in usable if r[sparse]["status"] != "ok"]
+    top = [float(max(r[dense][what], 1)) for r in usable]
+    bottom = [float(max(r[sparse].get(what, whole), 1)) for r in usable]
+    value, (low, high) = stats.geometric_mean_ratio(top, bottom) if usable else (math.nan, (math.nan, math.nan))
+    return {
+        "geomean": value, "low": low, "high": high, "tasks": len(usable),
+        "dense_infeasible": left_out, "sparse_infeasible": infeasible,
+    }  # fmt: skip
+
+
+# -- single runs, as the commands call them --------------------------------------------------------------------------
+
+
+def train_run(
+    task: str,
+    regime: str,
+    density: float | None,
+    out: Path,
+    steps: int | None = None,
+    preset: str = "cpu",
+    seed: int = 0,
+    device: str = "cpu",
+    corpus: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Trains one model into a run folder."""
+    progress = progress or Progress(False)
+    _device(device)
+    if task not in SUBJECTS:
+        raise unknown("task to train on", task, SUBJECTS)
+    if regime not in REGIMES:
+        raise unknown("regime", regime, REGIMES)
+    if density is not None and regime != "topk":
+        raise UsageError(f"--density is a setting of the regime topk; {regime} has none.")
+    p = _preset(QUOTES if task == "python" else DIGITS, preset)
+    options = {"topk": p.topk}.get(regime, {}) | ({"density": density} if density is not None else {})
+    training = (p.sparse if regime == "topk" else p.dense) | {"seed": seed, "snapshots": ()}
+    training |= {"steps": steps} if steps else {}
+    plan = Plan(task, "data", p.model, training, {regime: options}, p.examples, seed, p.batch, device)
+    begin_run(out, plan.settings())
+    if task == "python":
+        build_corpus(out / "data", p.corpus_for(corpus), progress.log)
+    (figures,) = map_jobs([Job(f"train {out.name}", train_plan, (out, plan, f"train {out.name}"))], 1, progress)
+    return {"run": str(out), "regime": regime, **figures}
+
+
+def discover_run(
+    run: Path, task: str, method: str, target: float, seed: int, progress: Progress | None = None
+) -> Result:
+    """Looks for the circuit of a task in a trained model."""
+    settings = method_settings(method, target=target, seed=seed)
+    job = Job(f"discover {Path(task).stem}", find_circuit, (run, task, method, settings, f"discover {Path(task).stem}"))
+    (found,) = map_jobs([job], 1, progress or Progress(False))
+    return {"run": str(run), **found}
+
+
+def verify_run(run: Path, circuit: str, seed: int, progress: Progress | None = None) -> Result:
+    """Tests every claim of a circuit on data that discovery never saw."""
+    (checked,) = map_jobs([Job("verify", check_circuit, (run, circuit, seed))], 1, progress or Progress(False))
+    return checked
+
+
+def view_run(run: Path, progress: Progress | None = None) -> Result:
+    """Writes the page of a run or comparison, laying out circuits that were not laid out yet."""
+    comparison = (run / "run.yaml").exists() and read_yaml(run / "run.yaml").get("kind") == "comparison"
+    if not comparison:
+        opened = open_run(run)
+        names = [n for n in opened.circuits() if (run / "circuits" / n / "circuit.json").exists()]
+        if not names:
+            raise UsageError(f"{run} has no circuit yet; find one with: openwork discover {run} --task TASK")
+        map_jobs([Job(f"lay out {n}", lay_out, (run, n)) for n in names], 1, progress or Progress(False))
+    return {"run": str(run), "page": str(build_page(run))}
+
+
+def _device(device: str) -> None:
+    """Refuses a device that this machine does not have."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(
+            f"--device {device}: this machine has no CUDA device that PyTorch can use; leave it out for cpu."
+        )
+
+
+__all__ = [
+    "circuit_folder", "discover_run", "list_tasks", "run_digits", "run_quotes", "show_run", "train_run", "verify_run",
+    "view_run",
+]  # fmt: skip

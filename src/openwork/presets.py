@@ -1,0 +1,96 @@
+"""Sizes of the job: what each preset of `openwork run` trains and how long it searches.
+
+Every figure is a setting that a user may give; nothing here is computed from results. Knows settings only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from openwork.tasks.corpus import CorpusSettings
+
+Settings = dict[str, Any]
+
+
+class Preset(BaseModel):
+    """What one `openwork run` does.
+
+    model           config of the model both sides share
+    sparse, dense   settings of the training loop for either side; equal steps and batches are equal compute
+    topk, masks     settings of the sparse regime and of the search
+    examples        examples per split of a task; batch: sequences (or images) per training step
+    n_null          random draws behind every null; windows: text windows the page takes contexts from
+    tasks           tasks to run; empty means all
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: CorpusSettings | None = None
+    model: Settings
+    sparse: Settings
+    dense: Settings
+    topk: Settings
+    masks: Settings = Field(default_factory=dict)
+    batch: int = 8
+    examples: int = 256
+    n_null: int = 100
+    windows: int = 64
+    tasks: tuple[str, ...] = ()
+
+    def corpus_for(self, source: Path | None) -> CorpusSettings:
+        """The corpus settings, with the user's own files as source where given."""
+        settings = self.corpus or CorpusSettings()
+        return settings.model_copy(update={"source": str(source)}) if source else settings
+
+
+def _snapshots(steps: int) -> tuple[int, ...]:
+    """Where the dense training is kept, so that one of them matches the sparse model's loss: denser early on."""
+    return tuple(sorted({max(1, round(steps * share / 40)) for share in range(2, 40)}))
+
+
+def _language(steps: int, batch: int, model: Settings, density: float, sparse_lr: float, dense_lr: float) -> Settings:
+    return {
+        "model": {"kind": "transformer", **model},
+        "sparse": {"steps": steps, "lr": sparse_lr},
+        "dense": {"steps": steps, "lr": dense_lr, "snapshots": _snapshots(steps)},
+        "topk": {"density": density},
+        "batch": batch,
+    }
+
+
+QUOTES: dict[str, Preset] = {
+    "cpu": Preset(
+        corpus=CorpusSettings(vocab=1024, megabytes=8.0),
+        **_language(2000, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 5e-3, 3e-3),
+    ),
+    "gpu": Preset(
+        corpus=CorpusSettings(vocab=2048, megabytes=64.0, site_packages=True),
+        **_language(8000, 128, {"vocab": 2048, "n_layer": 4, "d_model": 512, "n_ctx": 256}, 0.02, 5e-3, 2e-3),
+        examples=512,
+    ),
+    "smoke": Preset(
+        corpus=CorpusSettings(vocab=512, megabytes=1.0, mix=0.5),
+        **_language(240, 16, {"vocab": 512, "n_layer": 1, "d_model": 32, "n_ctx": 64}, 0.2, 1e-2, 1e-2),
+        masks={"target": 0.4, "steps": 40, "pairs": 8},
+        examples=64,
+        n_null=19,
+        windows=8,
+        tasks=("for_while", "bracket_brace"),
+    ),
+}
+
+DIGITS: dict[str, Preset] = {
+    name: Preset(
+        model={"kind": "mlp", "inputs": 64, "hidden": (48, 48), "outputs": 10},
+        sparse={"steps": steps, "lr": 5e-3},
+        dense={"steps": steps, "lr": 3e-3, "snapshots": _snapshots(steps)},
+        topk={"density": 0.1},
+        batch=64,
+        masks={"steps": search},
+        n_null=draws,
+    )
+    for name, steps, search, draws in (("cpu", 2500, 300, 100), ("gpu", 2500, 300, 100), ("smoke", 600, 60, 19))
+}

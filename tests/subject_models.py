@@ -1,0 +1,73 @@
+"""Small models of every kind for the tests, with weights that make every part matter, and inputs for them.
+
+A kind of model that is new in `models.MODELS` is tested with its default config until it gets variants here.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from openwork import models, patching
+from openwork.graph import Graph
+
+SMALL = {"vocab": 11, "n_layer": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 6}
+
+VARIANTS: dict[str, BaseModel] = {
+    "mlp": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=4),
+    "mlp without hidden layer": models.MLPConfig(inputs=5, hidden=(), outputs=3),
+    "transformer": models.TransformerConfig(**SMALL),
+    "transformer, sink": models.TransformerConfig(**SMALL, sink=True),
+    "transformer, abstopk": models.TransformerConfig(**SMALL, abstopk=0.5),
+    "transformer, abstopk after norm and GELU": models.TransformerConfig(
+        **SMALL, abstopk=0.25, abstopk_at=("attn_in", "mlp_neuron")
+    ),
+    "transformer, no positions": models.TransformerConfig(**SMALL, positions=False),
+    "transformer, no bigram": models.TransformerConfig(**SMALL, bigram=False),
+    "transformer, no gain, one layer": models.TransformerConfig(**SMALL | {"n_layer": 1}, norm_gain=False),
+    "transformer, everything": models.TransformerConfig(**SMALL, sink=True, abstopk=0.5, positions=False, bigram=False),
+}
+VARIANTS |= {
+    k: c() for k, (_, c) in models.MODELS.items() if k not in {getattr(v, "kind", "") for v in VARIANTS.values()}
+}
+
+Inputs = tuple[Tensor, ...]
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """The variant with weights that make its biases, gains, sinks and tables matter; 40 % of matrix entries are 0."""
+    model = models.build(VARIANTS[name], seed)
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * (0.5 if p.dim() > 1 else 0.2) + (p.dim() == 1) * 0.3)
+            if p.dim() > 1:
+                p.mul_((torch.rand(p.shape, generator=g) < 0.6).to(p.dtype))
+        for b in model.buffers():
+            b.copy_(torch.randn(b.shape, generator=g))
+    return model.eval()
+
+
+def inputs_of(model: nn.Module, seed: int = 0, n: int = 5) -> list[Inputs]:
+    """The ways in which the model may be called, each with n examples."""
+    g = torch.Generator().manual_seed(seed + 100)
+    config = model.config
+    kind = getattr(config, "kind", "")
+    if kind == "mlp":
+        return [(torch.randn(n, config.inputs, generator=g),)]  # type: ignore[union-attr]
+    if kind == "transformer":
+        tokens = torch.randint(config.vocab, (n, config.n_ctx), generator=g)  # type: ignore[union-attr]
+        at = torch.randint(config.n_ctx, (n,), generator=g)  # type: ignore[union-attr]
+        return [(tokens,), (tokens, at)]
+    raise AssertionError(f'say in tests/subject_models.py what the inputs of a model of kind "{kind}" look like')
+
+
+def graph_of(model: nn.Module) -> Graph:
+    """The model's graph."""
+    return patching.graph_of(model)
+
+
+def hooks_on(model: nn.Module) -> int:
+    """Number of forward hooks and forward pre-hooks on the model and everything in it."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
