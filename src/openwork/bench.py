@@ -30,11 +30,10 @@ from openwork.runs import (
     Plan,
     Result,
     begin_run,
-    block_density,
     check_circuit,
     circuit_folder,
+    figures_of,
     find_circuit,
-    held_out_loss,
     lay_out,
     list_tasks,
     method_settings,
@@ -46,10 +45,11 @@ from openwork.tasks.corpus import build_corpus
 from openwork.tasks.images import DIGIT_TASKS
 from openwork.tasks.python_code import TASKS
 from openwork.tasks.subjects import SUBJECTS
+from openwork.threads import available_cores
 from openwork.training import REGIMES
 from openwork.verify import control
 from openwork.views.page import build_page
-from openwork.workers import Job, default_workers, map_jobs
+from openwork.workers import Job, map_jobs
 
 METHOD = "masks"
 COMPARED = ("sparse", "dense", "dense_matched")
@@ -123,7 +123,7 @@ def _compare(
         progress.log(f"{out} is done; delete it to run it again")
         return store.read_json(finished)
     begin_run(out, asked)
-    n = workers or default_workers()
+    n = workers or available_cores()
     if subject == "python":
         build_corpus(out / "data", p.corpus_for(corpus), progress.log)
     plans = plans_of(subject, p, seed, device)
@@ -165,9 +165,7 @@ def match_dense(out: Path, held_out: float) -> Result:
     settings = read_yaml(out / "dense" / "run.yaml")
     begin_run(folder, settings | {"stopped_at": step})
     store.save_model(folder / "model", store.load_model(out / "dense" / "snapshots" / str(step)))
-    run = open_run(folder)
-    figures = {"steps": step, "held_out": snapshots[step]["extra"]["held_out"]}
-    figures |= {"verify_loss": held_out_loss(run, "verify")} | block_density(run.model)
+    figures = {"steps": step, "held_out": snapshots[step]["extra"]["held_out"], **figures_of(open_run(folder))}
     store.write_json(at, figures)
     return figures
 
@@ -175,7 +173,7 @@ def match_dense(out: Path, held_out: float) -> Result:
 def shuffle_weights(out: Path, seed: int) -> None:
     """A model like the sparse one with the entries of every matrix put in random order."""
     folder = out / "random"
-    if (folder / "model" / "config.json").exists():
+    if (folder / "result.json").exists():
         return
     settings = read_yaml(out / "sparse" / "run.yaml")
     begin_run(folder, settings | {"weights": "those of sparse, shuffled within each matrix"})
@@ -187,6 +185,7 @@ def shuffle_weights(out: Path, seed: int) -> None:
                 w = weight_of(model.get_submodule(e.module))
                 w.copy_(w.flatten()[torch.randperm(w.numel(), generator=rng)].view(w.shape))
     store.save_model(folder / "model", model)
+    store.write_json(folder / "result.json", figures_of(open_run(folder)))
 
 
 def _circuits(out: Path, p: Preset, seed: int, tasks: Sequence[str], workers: int, progress: Progress) -> list[Result]:

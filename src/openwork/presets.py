@@ -63,8 +63,8 @@ def _language(steps: int, batch: int, model: Settings, density: float, sparse_lr
 
 QUOTES: dict[str, Preset] = {
     "cpu": Preset(
-        corpus=CorpusSettings(vocab=1024, megabytes=8.0),
-        **_language(2000, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 5e-3, 3e-3),
+        corpus=CorpusSettings(vocab=1024, megabytes=8.0, mix=0.5),
+        **_language(3500, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 1.5e-2, 6e-3),
     ),
     "gpu": Preset(
         corpus=CorpusSettings(vocab=2048, megabytes=64.0, site_packages=True),

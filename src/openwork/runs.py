@@ -35,7 +35,7 @@ from openwork.files import plain, read_yaml
 from openwork.models import build
 from openwork.tasks.subjects import Subject, open_subject
 from openwork.tasks.task import Split, Task, correct, losses
-from openwork.training import TrainSettings, make_regime, train
+from openwork.training import TrainSettings, held_out_loss, make_regime, train
 from openwork.verify import Question, verify
 from openwork.workers import report
 
@@ -70,7 +70,7 @@ class Run:
 
     @cached_property
     def reference(self) -> dict[str, Tensor]:
-        """Mean of every node over the training mix; computed once and kept beside the model."""
+        """Mean of every node over the training mix; written once, when training ends, and kept beside the model."""
         folder = self.path / "reference"
         if (folder / "reference.json").exists() and store.read_json(folder / "reference.json")["model"] == self.digest:
             return store.read_tensors(folder / "mean.safetensors")
@@ -184,41 +184,32 @@ def train_plan(path: Path, plan: Plan, name: str = "train") -> Result:
     subject = open_subject(plan.subject, path / plan.data, int(plan.model.get("n_ctx", 0)))
     data = subject.training_data(plan.batch, plan.seed)
     model = build(plan.model, plan.seed)
-    table = getattr(subject, "corpus", None)
-    if table is not None and getattr(model, "bigram", None) is not None:
-        model.bigram.copy_(table.bigram_logits())
+    corpus, table = getattr(subject, "corpus", None), getattr(model, "bigram", None)
+    if corpus is not None and isinstance(table, Tensor):  # the frozen table of a language model: counts, not training
+        table.copy_(corpus.bigram_logits())
     regimes = tuple(make_regime(n, options) for n, options in plan.regimes.items())
     result = train(
         model, data, regimes, settings, path, plan.device,
         progress=lambda now, total, info: report(name, now, total, **info),
     )  # fmt: skip
-    figures = {**plain(vars(result)), "verify_loss": held_out_loss(open_run(path), "verify", plan.device)}
-    figures |= block_density(model)
+    figures = {**plain(vars(result)), **figures_of(open_run(path), plan.device)}
     store.write_json(at, figures)
     return figures
 
 
-def held_out_loss(run: Run, split: str, device: str = "cpu") -> float:
-    """Mean loss in nats per target on real data of a split that training never saw."""
-    model = run.model.to(device)
-    data = run.subject.training_data(32, 0)
-    total, n = 0.0, 0
-    with torch.no_grad():
-        for inputs, targets in data.held_out(split):
-            out = model(*(x.to(device) for x in inputs))
-            flat = targets.to(device).flatten()
-            total += float(nn.functional.cross_entropy(out.reshape(len(flat), -1), flat, reduction="sum"))
-            n += len(flat)
-    model.to("cpu")
-    return total / max(n, 1)
-
-
-def block_density(model: nn.Module) -> Result:
-    """Nonzero and all entries of the matrices whose edges are counted."""
-    links = [e for e in patching.graph_of(model).links if e.counts == "block"]
-    kept = patching.support(model)
+def figures_of(run: Run, device: str = "cpu") -> Result:
+    """What a trained model is judged by; also writes its reference, before several jobs want it at once."""
+    links = [e for e in patching.graph_of(run.model).links if e.counts == "block"]
+    kept = patching.support(run.model)
     nonzero, total = sum(int(kept[e.name].sum()) for e in links), sum(kept[e.name].numel() for e in links)
-    return {"block_nonzero": nonzero, "block_total": total, "block_density": nonzero / total}
+    assert run.reference
+    data = run.subject.training_data(32, 0)
+    return {
+        "verify_loss": held_out_loss(run.model.to(device), data, torch.device(device), split="verify"),
+        "block_nonzero": nonzero,
+        "block_total": total,
+        "block_density": nonzero / total,
+    }
 
 
 # -- circuits --------------------------------------------------------------------------------------------------------
@@ -420,6 +411,6 @@ def method_settings(method: str, **values: Any) -> Result:
 
 
 __all__ = [
-    "MaskSettings", "Plan", "Run", "begin_run", "check_circuit", "find_circuit", "held_out_loss", "lay_out",
+    "MaskSettings", "Plan", "Run", "begin_run", "check_circuit", "figures_of", "find_circuit", "lay_out",
     "list_tasks", "method_settings", "open_run", "show_run", "train_plan",
 ]  # fmt: skip

@@ -69,11 +69,6 @@ def map_jobs(jobs: Sequence[Job], workers: int, progress: Progress) -> list[Any]
         bars.join()
 
 
-def default_workers() -> int:
-    """Processes to use where nobody says: the cores this process may use, two at least for a pair of models."""
-    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
-
-
 def _here(jobs: Sequence[Job], progress: Progress) -> list[Any]:
     global _channel
     import torch

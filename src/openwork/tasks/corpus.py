@@ -57,12 +57,14 @@ class CorpusSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str | None = Field(None, description="a file or folder of text; without it the running Python's library")
-    site_packages: bool = Field(False, description="also the installed packages (only without source)")
-    vocab: int = Field(1024, ge=320, le=65535, description="tokens, the 256 bytes and <|endoftext|> included")
-    megabytes: float = Field(8.0, ge=0.2, description="about how much text to take")
-    mix: float = Field(0.25, ge=0, le=0.9, description="share of training rows that are generated programs")
-    seed: int = Field(0, ge=0)
+    source: str | None = Field(
+        default=None, description="a file or folder of text; without it the running Python's library"
+    )
+    site_packages: bool = Field(default=False, description="also the installed packages (only without source)")
+    vocab: int = Field(default=1024, ge=320, le=65535, description="tokens, the 256 bytes and <|endoftext|> included")
+    megabytes: float = Field(default=8.0, ge=0.2, description="about how much text to take")
+    mix: float = Field(default=0.25, ge=0, le=0.9, description="share of training rows that are generated programs")
+    seed: int = Field(default=0, ge=0)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ class TaskSpec:
                several choices, one is drawn per member
     rest       how the statement goes on after each answer (training mix only)
     templates  pool -> prompts
+    weight     how often its statements come in the training mix; more for questions that are harder to learn
     """
 
     about: str
@@ -99,6 +100,7 @@ class TaskSpec:
     switches: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     rest: tuple[str, str]
     templates: Mapping[str, tuple[str, ...]]
+    weight: float = 1.0
 
 
 def _swap(first: str, second: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -152,6 +154,7 @@ TASKS: dict[str, TaskSpec] = {
         answers=("]]", "]"),
         switches={"O": _swap("[[", "["), "P": _swap("[", "[["), "C": _swap("]", "]]")},
         rest=("", ""),
+        weight=1.5,
         templates={
             "train": (
                 "<x> = <O><y>",
@@ -194,6 +197,7 @@ TASKS: dict[str, TaskSpec] = {
         answers=(".", " +="),
         switches={"K": _swap("set", "str"), "L": _swap("str", "set")},
         rest=("add(<i>)", " <v>"),
+        weight=2.0,
         templates={
             "train": (
                 "<x> = <K>()\n<x>",
@@ -468,11 +472,11 @@ def _statement(spec: TaskSpec, rng: random.Random) -> str:
 
 def mix_program(rng: random.Random) -> str:
     """A small program of the training mix: statements of all tasks, of the train pool only, among neutral lines."""
-    specs = list(TASKS.values())
+    specs, weights = list(TASKS.values()), [s.weight for s in TASKS.values()]
     blocks = []
     for _ in range(rng.randint(1, 5)):
         if rng.random() < 0.9:
-            blocks.append(_statement(rng.choice(specs), rng))
+            blocks.append(_statement(rng.choices(specs, weights)[0], rng))
         else:
             line = rng.choice(NEUTRAL)
             blocks.append(_fill(line, _draw((line,), "train", rng)))

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from openwork.errors import several, unknown
-from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings, train
+from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings, held_out_loss, train
 from openwork.training.optimizers import OPTIMIZERS
 from openwork.training.weights import L1, Dense, DenseSettings, L1Settings, TopK, TopKSettings
 
@@ -48,6 +48,7 @@ __all__ = [
     "TrainData",
     "TrainResult",
     "TrainSettings",
+    "held_out_loss",
     "make_regime",
     "train",
 ]

@@ -202,7 +202,7 @@ def _drawing(dossier: Record) -> dict[str, Any]:
         "nodes": [
             {k: _lean(v) for k, v in n.items() if k in SENT}
             | {"x": round(x, 1), "y": round(y, 1), "words": _node_words(n)}
-            for n, (x, y) in zip(nodes, placed.places, strict=True)
+            for n, (x, y) in zip(nodes, _rounded(placed), strict=True)
         ],
         "edges": edges,
         "links": links,
@@ -212,6 +212,10 @@ def _drawing(dossier: Record) -> dict[str, Any]:
         "width": round(placed.width, 1),
         "height": round(placed.height, 1),
     }
+
+
+def _rounded(placed: Placed) -> list[tuple[float, float]]:
+    return [(round(x, 1), round(y, 1)) for x, y in placed.places]
 
 
 def _lean(value: Any) -> Any:
