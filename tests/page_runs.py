@@ -144,7 +144,7 @@ def comparison(run: Path) -> Path:
     rows = []
     for k, name in enumerate(names):
         task = quote_task(name, seed=k)
-        row: dict[str, Any] = {"task": name}
+        row: dict[str, Any] = {"task": name, "target": 0.15, "nonsense": {"status": "ok", "nodes": 9, "edges": 9}}
         for model_name, model, size, fan in (
             ("sparse", sparse, 80 - 30 * k, 2),
             ("dense", dense, 250 - 60 * k, 4),
@@ -173,21 +173,23 @@ def comparison(run: Path) -> Path:
     result = {
         "run": str(run), "page": str(run / "page.html"), "seconds": 522.3, "preset": "cpu", "seed": 0, "tasks": rows, "ratio_geomean": 18.53,
         "ratios": {
-            "dense/sparse": {"geomean": 18.53, "low": 12.1, "high": 27.9, "tasks": 2},
-            "dense_edge_pruned/sparse_edge_pruned": {"geomean": 11.2, "low": 7.9, "high": 15.2, "tasks": 2},
-            "dense_matched/sparse": {"geomean": 46.0, "low": None, "high": None, "tasks": 1},
-            "density_alone": {"label": "what density alone would give", "geomean": 18.1, "low": 17.0, "high": 19.3, "tasks": 2},
+            "node_based": {"geomean": 18.53, "low": 12.1, "high": 27.9, "tasks": 3, "sparse_infeasible": [names[2]]},
+            "edge_pruned": {"geomean": 11.2, "low": 7.9, "high": 15.2, "tasks": 3, "sparse_infeasible": [names[2]]},
+            "matched_node_based": {"geomean": 46.0, "low": None, "high": None, "tasks": 1},
+            "matched_edge_pruned": {"geomean": None, "low": None, "high": None, "tasks": 0},
+            "node_pairs": {"geomean": 4.2, "low": 3.1, "high": 5.8, "tasks": 3},
+            "density_alone": {"geomean": 18.1},
         },
         "evidence": [
-            {"task": names[0], "claim": "nonsense_control", "verdict": "holds", "sentence": "Shuffled labels need 9 times more nodes.",
+            {"model": "sparse", "task": names[0], "claim": "nonsense_control", "verdict": "holds", "sentence": "Shuffled labels need 9 times more nodes.",
              "value": 702, "unit": "nodes", "interval": [None, None], "null": "the same search on shuffled labels", "null_value": 80.0,
              "p": None, "n": 256, "split": "verify"},
-            *[{"task": n, "claim": e.claim, "verdict": e.verdict, "sentence": e.sentence} for n in names[:2] for e in evidence(n)],
+            *[{"model": "sparse", "task": n, "claim": e.claim, "verdict": e.verdict, "sentence": e.sentence} for n in names[:2] for e in evidence(n)],
         ],
         "models": {
-            "sparse": {"held_out_loss": 3.657, "nonzero": 19711, "total": 393216, "density": 0.0501},
-            "dense": {"held_out_loss": 3.424, "nonzero": 393216, "total": 393216, "density": 1.0},
-            "dense_matched": {"held_out_loss": 3.66, "nonzero": 98304, "total": 98304, "density": 1.0},
+            "sparse": {"held_out": 3.66, "verify_loss": 3.657, "block_nonzero": 19711, "block_total": 393216, "block_density": 0.0501},
+            "dense": {"held_out": 3.43, "verify_loss": 3.424, "block_nonzero": 393216, "block_total": 393216, "block_density": 1.0},
+            "dense_matched": {"held_out": 3.662, "verify_loss": 3.66, "block_nonzero": 393216, "block_total": 393216, "block_density": 1.0},
         },
     }  # fmt: skip
     files.write_json(run / "result.json", result)

@@ -70,7 +70,8 @@ def test_same_run_same_page(run: Path, html: str) -> None:
 def test_the_page_says_what_the_result_says(html: str) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
     assert "18.5 times fewer edges" in text and "[12.1, 27.9]" in text
-    assert "No circuit met the target in the weight-sparse model for set_or_string" in text
+    assert "No circuit of the weight-sparse model met the target for set_or_string; the ratio counts all of" in text
+    assert "under its target of 0.15 nats" in text and "nonsense" not in text.split("The circuits")[0]
     assert "The dense model predicts held-out data better (3.42 against 3.66 nats)" in text
     assert "One training seed" in text and "2 of 9 claims about the circuits fail" in text
     assert ">infeasible<" in html
@@ -87,7 +88,8 @@ def test_a_single_run_a_bare_result_and_bare_circuits_have_pages(run: Path, tmp_
     tasks = [{"task": "closing", "sparse": None, "dense": {"status": "ok", "edges": 12}}]
     files.write_json(bare / "result.json", {"ratios": {"x": None}, "tasks": tasks, "models": {"sparse": {}}})
     page = build_page(bare).read_text(encoding="utf-8")
-    assert ">closing</button>" in page and "Nothing has been tested" in page and "<b>12</b>" in page
+    assert ">closing</button>" in page and "no circuit here to test" in page and "<b>12</b>" in page
+    assert "Nothing to compare" in page
 
 
 def test_it_refuses_what_it_cannot_show(run: Path, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_numbers_read_as_a_person_writes_them(value: Any, text: str) -> None:
 def test_a_ratio_that_could_be_chance_is_not_sold() -> None:
     def said(geomean: float, low: float) -> str:
         return words.headline(
-            {"ratio_geomean": geomean, "ratios": {"dense/sparse": {"geomean": geomean, "low": low}}}, "r"
+            {"ratio_geomean": geomean, "ratios": {"node_based": {"geomean": geomean, "low": low}}}, "r"
         )
 
     assert "chance" in said(3.0, 0.8) and "chance" not in said(3.0, 1.4) and "not smaller" in said(0.9, 0.5)

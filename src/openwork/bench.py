@@ -226,24 +226,23 @@ def _circuits(out: Path, p: Preset, seed: int, tasks: Sequence[str], workers: in
 def _evidence(
     out: Path, p: Preset, seed: int, rows: Sequence[Result], workers: int, progress: Progress
 ) -> list[Result]:
-    """Evidence for every circuit of the sparse and dense models; dossiers of both for the page."""
+    """Evidence for every circuit of the sparse model; dossiers of all circuits for the page."""
     progress.log("checking the circuits on data that the search never saw, and laying them out")
-    jobs = []
-    for row in rows:
-        for model in COMPARED:
-            if row[f"{model}_edge_pruned"]["status"] != "ok":
-                continue
-            name = f"{row['task']}-{METHOD}"
-            controls = control_evidence(row, seed) if model == "sparse" else ()
-            if model != "dense_matched":
-                jobs.append(
-                    Job(f"check {model}: {row['task']}", check_circuit, (out / model, name, seed, controls, p.n_null))
-                )
-    checked = map_jobs(jobs, workers, progress)
-    map_jobs(
-        [Job(j.name.replace("check", "lay out"), lay_out, (*j.args[:2], p.windows)) for j in jobs], workers, progress
-    )
-    return [{"model": Path(c["run"]).name, "task": Path(c["task"]).stem, **e} for c in checked for e in c["evidence"]]
+    name = "{}-" + METHOD
+    found = [(m, r) for m in COMPARED for r in rows if r[f"{m}_edge_pruned"]["status"] == "ok"]
+    check = [
+        Job(
+            f"check {r['task']}",
+            check_circuit,
+            (out / m, name.format(r["task"]), seed, control_evidence(r, seed), p.n_null),
+        )
+        for m, r in found
+        if m == "sparse"
+    ]
+    draw = [Job(f"lay out {m}: {r['task']}", lay_out, (out / m, name.format(r["task"]), p.windows)) for m, r in found]
+    checked = map_jobs(check, workers, progress)
+    map_jobs(draw, workers, progress)
+    return [{"model": "sparse", "task": Path(c["task"]).stem, **e} for c in checked for e in c["evidence"]]
 
 
 def control_evidence(row: Result, seed: int) -> tuple[Evidence, ...]:

@@ -64,7 +64,7 @@ def _language(steps: int, batch: int, model: Settings, density: float, sparse_lr
 QUOTES: dict[str, Preset] = {
     "cpu": Preset(
         corpus=CorpusSettings(vocab=1024, megabytes=8.0, mix=0.5),
-        **_language(3500, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 1.5e-2, 6e-3),
+        **_language(3500, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 1.5e-2, 4e-3),
     ),
     "gpu": Preset(
         corpus=CorpusSettings(vocab=2048, megabytes=64.0, site_packages=True),
@@ -72,9 +72,9 @@ QUOTES: dict[str, Preset] = {
         examples=512,
     ),
     "smoke": Preset(
-        corpus=CorpusSettings(vocab=512, megabytes=1.0, mix=0.5),
-        **_language(240, 16, {"vocab": 512, "n_layer": 1, "d_model": 32, "n_ctx": 64}, 0.2, 1e-2, 1e-2),
-        masks={"target": 0.4, "steps": 40, "pairs": 8},
+        corpus=CorpusSettings(vocab=512, megabytes=1.0, mix=0.75),
+        **_language(800, 16, {"vocab": 512, "n_layer": 1, "d_model": 32, "n_ctx": 64}, 0.2, 2e-2, 1e-2),
+        masks={"target": 0.3, "steps": 60, "pairs": 8, "lr": 0.1, "price": 5e-3},
         examples=64,
         n_null=19,
         windows=8,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -306,7 +307,7 @@ def keep(folder: Path, circuit: Circuit | None, beside: Mapping[str, Result]) ->
         if circuit is not None and folder.exists():
             for old in folder.glob("*.json"):
                 if not (temp / old.name).exists():
-                    store.write_json(temp / old.name, store.read_json(old))
+                    shutil.copy(old, temp / old.name)
 
 
 def circuit_folder(run: Run, name: str) -> Path:
@@ -354,7 +355,7 @@ def lay_out(path: Path, name: str, windows: int = 64) -> Result:
         task = run.task(circuit.origin["task"])
         subject = run.subject
         dossier = build_dossier(run.model, circuit, run.reference, task, subject.text(windows), subject.decode())
-        store.write_json(at, {**dossier, "key": key})
+        store.write_text(at, json.dumps(plain({**dossier, "key": key}), separators=(",", ":")))  # long lists of floats
     return {"circuit": folder.name}
 
 

@@ -202,7 +202,7 @@ class _Judge:
 
     def __init__(self, model: nn.Module, reference: Reference, split: Split, calibrate: bool) -> None:
         self.model, self.reference, self.calibrate = model, reference, calibrate
-        self.parts = (split,) if calibrate else split.buckets(3)
+        self.parts = [split] if calibrate else [part for _, part in split.buckets(3)]
         self.graph, self.support = graph_of(model), support(model)
 
     def __call__(self, nodes: Masks) -> float:

@@ -46,7 +46,7 @@ def trim(
     split: Split,
     target: float,
     edges: bool = True,
-    patience: int = 300,
+    patience: int = 100,
     progress: Callable[[str], None] | None = None,
 ) -> Trimmed:
     """The circuit without what it does not need to stay at or below `target` nats on `split`.
@@ -81,7 +81,7 @@ def _size(circuit: Circuit, edges: bool) -> tuple[int, int]:
 class _Trim:
     def __init__(self, model: nn.Module, reference: Reference, split: Split, target: float, patience: int) -> None:
         self.model, self.reference, self.target, self.patience = model, reference, target, patience
-        self.parts, self.n, self.runs = split.buckets(3), len(split), 0
+        self.parts, self.n, self.runs = [part for _, part in split.buckets(3)], len(split), 0
 
     def loss(self, layout: Layout) -> float:
         self.runs += 1

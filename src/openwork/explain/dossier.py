@@ -288,8 +288,7 @@ def _told(layout: Layout, examples: Split, losses: Losses, kept: list[NodeId]) -
     loss = losses(layout(*examples.inputs), examples).mean()
     grads = torch.autograd.grad(loss, masks, allow_unused=True)
     size: dict[NodeId, float] = {}
-    for (site, index), m, g in zip(layout.node_index.items(), masks, grads, strict=True):
-        m.requires_grad_(False)
+    for (site, index), g in zip(layout.node_index.items(), grads, strict=True):
         values = torch.zeros(len(index)) if g is None else g.abs().cpu()
         size |= {(site, i): v for i, v in zip(index.tolist(), values.tolist(), strict=True)}
     best = set(sorted(kept, key=lambda n: -size[n])[:FEW])

@@ -46,8 +46,9 @@ LEAST = 200_000  # bytes of text without which no split is worth anything
 FEW = 20  # with fewer files than this, files are cut into pieces so that every split gets some
 LEFT_OUT = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip"})
 
-# Pieces that no token crosses: a line break with the indentation after it, a word, a short number, punctuation, space.
-PIECES = r"\n[ \t]*| ?[A-Za-z_]+| ?[0-9]{1,3}| ?[^\sA-Za-z0-9_]+|[^\S\n]+(?=[^\S\n])|\s"
+# Pieces that no token crosses: a line break with the indentation after it, a word with the space or dot before it, a
+# short number, punctuation, space.
+PIECES = r"\n[ \t]*|[ .]?[A-Za-z_]+| ?[0-9]{1,3}| ?[^\sA-Za-z0-9_]+|[^\S\n]+(?=[^\S\n])|\s"
 
 Log = Callable[[str], None]
 

@@ -92,7 +92,6 @@ class TaskSpec:
                several choices, one is drawn per member
     rest       how the statement goes on after each answer (training mix only)
     templates  pool -> prompts
-    weight     how often its statements come in the training mix; more for questions that are harder to learn
     """
 
     about: str
@@ -100,7 +99,6 @@ class TaskSpec:
     switches: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     rest: tuple[str, str]
     templates: Mapping[str, tuple[str, ...]]
-    weight: float = 1.0
 
 
 def _swap(first: str, second: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -154,7 +152,6 @@ TASKS: dict[str, TaskSpec] = {
         answers=("]]", "]"),
         switches={"O": _swap("[[", "["), "P": _swap("[", "[["), "C": _swap("]", "]]")},
         rest=("", ""),
-        weight=1.5,
         templates={
             "train": (
                 "<x> = <O><y>",
@@ -194,10 +191,9 @@ TASKS: dict[str, TaskSpec] = {
     "set_or_string": TaskSpec(
         # str() and not "": both members of a pair then have the same number of tokens.
         about="add to a variable as its type allows: a set by a method, a string by +=",
-        answers=(".", " +="),
+        answers=(".add", " +="),
         switches={"K": _swap("set", "str"), "L": _swap("str", "set")},
-        rest=("add(<i>)", " <v>"),
-        weight=2.0,
+        rest=("(<i>)", " <v>"),
         templates={
             "train": (
                 "<x> = <K>()\n<x>",
@@ -284,13 +280,13 @@ TASKS: dict[str, TaskSpec] = {
                 "with open('<a>/<K>.txt', '",
                 "with open('<a>-<K>.csv', '",
                 "with open('<K>-<a>.dat', '",
-                "with open('<K>.<a>', '",
+                "with open('<K>-<a>', '",
                 "with open('/<a>/<K>', '",
             ),
             "discover": (
                 "with open('<a>/<K>-<b>.txt', '",
                 "<x> = <i>\nwith open('<K>/<a>.json', '",
-                "with open('<a>.<K>', '",
+                "with open('<a>-<K>', '",
                 "while <x>:\n    with open('<a>-<K>.txt', '",
             ),
             "verify": (
@@ -472,11 +468,11 @@ def _statement(spec: TaskSpec, rng: random.Random) -> str:
 
 def mix_program(rng: random.Random) -> str:
     """A small program of the training mix: statements of all tasks, of the train pool only, among neutral lines."""
-    specs, weights = list(TASKS.values()), [s.weight for s in TASKS.values()]
+    specs = list(TASKS.values())
     blocks = []
     for _ in range(rng.randint(1, 5)):
         if rng.random() < 0.9:
-            blocks.append(_statement(rng.choices(specs, weights)[0], rng))
+            blocks.append(_statement(rng.choice(specs), rng))
         else:
             line = rng.choice(NEUTRAL)
             blocks.append(_fill(line, _draw((line,), "train", rng)))

@@ -69,12 +69,15 @@ class Split:
         tokens, at = self.inputs
         return replace(self, inputs=(tokens[:, : int(at.max()) + 1], at))
 
-    def buckets(self, n: int) -> tuple[Split, ...]:
-        """The examples in at most `n` parts of like length, each without needless padding: the same runs, sooner."""
+    def buckets(self, n: int) -> tuple[tuple[Tensor, Split], ...]:
+        """The examples in at most `n` parts of like length without needless padding, each with its places [K] here.
+
+        The same examples in another order, which run sooner.
+        """
         if self.tight() is self:
-            return (self,)
+            return ((torch.arange(len(self)), self),)
         order = torch.argsort(self.inputs[1], stable=True)
-        return tuple(self.take(part).tight() for part in order.chunk(n) if len(part))
+        return tuple((part, self.take(part).tight()) for part in order.chunk(n) if len(part))
 
     def halves(self) -> tuple[Split, Split]:
         """Two disjoint halves, dealt out pair by pair so that counterparts stay together."""

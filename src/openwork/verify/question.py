@@ -146,17 +146,18 @@ class Measured:
 def measured(forward: Callable[..., Tensor], split: Split, model: nn.Module) -> Measured:
     """What `forward` (called like `model`) makes of a split; refuses losses that are not finite."""
     device = next(model.parameters()).device
-    parts = []
+    parts, places = [], []
     with torch.no_grad():
-        for at in range(0, len(split), BATCH):
-            part = split if len(split) <= BATCH else split.take(torch.arange(at, min(at + BATCH, len(split))))
+        for index, part in split.buckets(2 + len(split) // BATCH):
             logits = forward(*(x.to(device) for x in part.inputs)).float().cpu()
             part = part.to("cpu")
             choices = torch.cat([part.wrong, part.answer[:, None]], 1)  # a tie goes to the wrong one, as in `correct`
             best = choices.gather(1, logits.gather(1, choices).argmax(1, keepdim=True))
             place, right = ((choices < x).sum(1) for x in (best, part.answer[:, None]))
             parts.append((losses(logits, part), correct(logits, part), place, right))
-    loss, good, decision, right = (torch.cat(column) for column in zip(*parts, strict=True))
+            places.append(index.cpu())
+    back = torch.cat(places).argsort()
+    loss, good, decision, right = (torch.cat(column)[back] for column in zip(*parts, strict=True))
     if not bool(loss.isfinite().all()):
         raise UsageError(f'the model gives losses that are not finite on the split "{split.name}".')
     return Measured(loss.double().numpy(), good.double().numpy(), decision.numpy(), right.numpy())

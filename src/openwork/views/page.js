@@ -343,7 +343,7 @@
         if (l.kind === "edge" && Math.abs(l.w) < this.least) continue;
         const path = new Path2D();
         this.trace(path, l);
-        c.globalAlpha = HOPS[Math.min(hop, HOPS.length - 1)];
+        c.globalAlpha = HOPS[Math.min(hop, HOPS.length - 1)] * (l.kind === "attend" ? 0.6 : 1);
         c.strokeStyle = l.kind !== "edge" ? ink.carry : l.w < 0 ? ink.minus : ink.plus;
         c.lineWidth = (l.kind !== "edge" ? 1 : 0.9 + 2.3 * l.size) / this.s;
         c.setLineDash(l.kind === "attend" ? [1 / this.s, 3 / this.s] : l.w < 0 ? [5 / this.s, 3.5 / this.s] : []);
@@ -607,6 +607,7 @@
       const shown = task.panes.length > 1 ? [0, second > 0 ? second : 1] : [0];
       this.panes = shown.map((k, i) => new Pane(this, k, i));
       this.frame = make("div", { class: "panes", "data-show": 0 }, ...this.panes.map((p) => p.element));
+      element.classList.toggle("bare", task.panes.every((p) => p.blob === null));
       this.legend = make("div", { class: "legend" });
       this.choose = make("div", { class: "choose", role: "group", "aria-label": "Circuit shown" }, ...shown.map((k, i) =>
         make("button", { type: "button", "aria-pressed": String(i === 0), onclick: (e) => {
@@ -851,7 +852,7 @@
       history.replaceState(null, "", "#" + encodeURIComponent(t.name));
     }));
     arrows(tabs, (b) => { b.click(); b.focus(); });
-    if (!fromAddress(true)) openTask(data.tasks[0]);
+    if (!fromAddress(true)) openTask(data.tasks.find((t) => !document.getElementById(t.id).hidden) || data.tasks[0]);
     addEventListener("hashchange", () => fromAddress(true));
     document.querySelectorAll(".tasks a").forEach((a) => a.addEventListener("click", () => setTimeout(() => fromAddress(true))));
   }

@@ -29,6 +29,7 @@ from openwork import files
 from openwork.errors import RunError, UsageError
 from openwork.views.layout import Placed, place
 from openwork.views.words import (
+    EDGE_PRUNED,
     MODELS,
     Record,
     caveats,
@@ -36,6 +37,7 @@ from openwork.views.words import (
     columns,
     duration,
     headline,
+    held_out_loss,
     interval,
     lede,
     mapping,
@@ -93,10 +95,12 @@ class Shown:
     drawing: dict[str, Any] | None = None  # what the script draws
     note: str = ""  # why there is no drawing
 
+    variant: str = ""  # EDGE_PRUNED where single edges were pruned from the circuit
+
     @property
     def title(self) -> str:
         """The model in words, with the method where there is no model to tell circuits apart."""
-        return model_words(self.model) if self.model else self.method or "circuit"
+        return model_words(self.model + self.variant) if self.model else self.method or "circuit"
 
 
 def build_page(run: Path) -> Path:
@@ -123,7 +127,7 @@ def build_page(run: Path) -> Path:
 def _runs(run: Path) -> list[tuple[str, Path]]:
     """The run folders with circuits in this folder: itself, and its children in the order of MODELS."""
     order = {name: k for k, name in enumerate(MODELS)}
-    children = [c for c in run.iterdir() if (c / "circuits").is_dir()]
+    children = [c for c in run.iterdir() if (c / "circuits").is_dir() and c.name != "random"]  # a control, not a claim
     children.sort(key=lambda c: (order.get(c.name, len(order)), c.name))
     own = [("", run)] if (run / "circuits").is_dir() else []
     return own + [(c.name, c) for c in children]
@@ -149,17 +153,20 @@ def _circuit(model: str, folder: Path) -> Shown:
         )
     origin = mapping(header.get("origin"))
     task, _, method = folder.name.rpartition("-")
-    facts = {**mapping(header.get("counts")), **{k: v for k, v in result.items() if k in FACTS}}
-    facts.setdefault("loss", mapping(dossier.get("loss")).get("circuit"))
     shown = Shown(
-        task=str(dossier.get("task") or origin.get("task") or task or folder.name),
+        task=str(dossier.get("task") or task or folder.name),
         model=model,
         method=str(origin.get("method") or method),
-        facts=facts,
+        facts=dict(mapping(header.get("counts"))),
         evidence=[e for e in header.get("evidence", []) if isinstance(e, Mapping)],
         about=str(dossier.get("about", "")),
         inputs=str(dossier.get("inputs", "")),
     )
+    if not header:
+        shown.facts = {"status": str(result.get("status", "no circuit"))}
+        shown.note = _why_none(shown.facts, model)
+        return shown
+    _judge(shown, {"": mapping(result.get("node_based")), EDGE_PRUNED: mapping(result.get("edge_pruned"))})
     if dossier:
         try:
             shown.drawing = _drawing(dossier)
@@ -170,7 +177,12 @@ def _circuit(model: str, folder: Path) -> Shown:
     return shown
 
 
-FACTS = ("status", "nodes", "edges", "loss", "accuracy", "reason")
+def _judge(shown: Shown, records: Mapping[str, Record]) -> None:
+    """Gives a circuit the loss and accuracy of the record that has as many edges as it: the circuit is one of these."""
+    for variant, r in records.items():
+        if r.get("edges") is not None and r.get("edges") == shown.facts.get("edges"):
+            shown.facts |= {k: r[k] for k in ("loss", "accuracy") if k in r}
+            shown.variant = variant
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -277,6 +289,7 @@ def _render(run: Path, result: Record, circuits: list[Shown]) -> str:
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = (HERE / "page.js").read_text(encoding="utf-8")
     tasks, blobs = _tasks(result, circuits)
+    drawn = [t for t in tasks if any(p["blob"] is not None for p in t["panes"])]
     names = columns(result)
     told = mapping(result.get("models"))
     name = run.resolve().name
@@ -289,20 +302,29 @@ def _render(run: Path, result: Record, circuits: list[Shown]) -> str:
         style=Markup(style),
         script=Markup(script),
         name=name,
-        facts=[b for b in (preset, seed, duration(result.get("seconds"))) if b],
+        facts=[b for b in (preset, seed, duration(result.get("seconds")) if "tasks" in result else "") if b],
         headline=headline(result, name),
         ratio=result.get("ratio_geomean") if number(result.get("ratio_geomean")) != "–" else None,
-        lede=lede(result, any(c.inputs == "vectors" for c in circuits)),
+        lede=lede(result, result.get("subject") == "digits" or any(c.inputs == "vectors" for c in circuits)),
         ratios=ratio_rows(result),
         caveats=caveats(result, names),
         columns=names,
         rows=task_rows(result, names),
-        models=[(m, mapping(told[m])) for m in sorted(told, key=lambda m: order.get(m, len(order)))],
+        models=[(m, _figures(mapping(told[m]))) for m in sorted(told, key=lambda m: order.get(m, len(order)))],
         tasks=tasks,
+        first=(drawn or tasks or [None])[0],
         blobs=blobs,
         verdicts=VERDICTS,
         data=Markup(embed({"tasks": [_for_script(t) for t in tasks]})),
     )
+
+
+def _figures(model: Record) -> dict[str, Any]:
+    """A model's row in the table of models; the account of the blocks' weights where the result gives that one."""
+    return {
+        "loss": held_out_loss(model),
+        **{k: model.get(f"block_{k}", model.get(k)) for k in ("nonzero", "total", "density")},
+    }
 
 
 def _tasks(result: Record, circuits: list[Shown]) -> tuple[list[dict[str, Any]], list[Markup]]:
@@ -318,8 +340,7 @@ def _tasks(result: Record, circuits: list[Shown]) -> tuple[list[dict[str, Any]],
             if isinstance(fact, Mapping) and m in MODELS and m != "random" and m not in have:
                 mine.append(Shown(task, m, "", dict(fact), note=_why_none(fact, m)))
         for c in mine:
-            said = mapping(records.get(task, {}).get(c.model))
-            c.facts |= {k: v for k, v in said.items() if k in FACTS}
+            _judge(c, {v: mapping(records.get(task, {}).get(c.model + v)) for v in ("", EDGE_PRUNED)})
         order = {m: i for i, m in enumerate(MODELS)}
         mine.sort(key=lambda c: order.get(c.model, len(order)))
         panes = []
@@ -331,9 +352,9 @@ def _tasks(result: Record, circuits: list[Shown]) -> tuple[list[dict[str, Any]],
             panes.append({"title": c.title, "facts": fact_words(c.facts), "note": c.note, "blob": blob})
         about = next((c.about for c in mine if c.about), "")
         groups = [(c.title, c.evidence) for c in mine if c.evidence]
-        told = {str(e.get("claim")) for c in mine for e in c.evidence}
+        told = {(m, e.get("claim")) for c in mine for e in c.evidence for m in (c.model, None)}
         mentioned = [e for e in result.get("evidence", []) if isinstance(e, Mapping) and e.get("task") == task]
-        rest = [e for e in mentioned if str(e.get("claim")) not in told]
+        rest = [e for e in mentioned if (e.get("model"), e.get("claim")) not in told]
         if rest:
             groups = _merge(groups, rest, mine[0].title if mine else "")
         out.append({"id": f"t{k}", "name": task, "about": about, "panes": panes, "evidence": groups})
@@ -351,7 +372,8 @@ def _why_none(fact: Record, model: str) -> str:
     if fact.get("status", "ok") == "ok":
         return "The circuit's folder is not here, so it cannot be drawn."
     reason = f" {fact['reason']}" if fact.get("reason") else ""
-    return f"No circuit: nothing that the search tried in the {model_words(model)} model met the target loss.{reason}"
+    where = f" in the {model_words(model)} model" if model else ""
+    return f"No circuit: nothing that the search tried{where} met the target loss.{reason}"
 
 
 def fact_words(facts: Record) -> str:

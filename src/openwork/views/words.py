@@ -6,7 +6,6 @@ Knows the keys of result.json. Does not know folders, HTML or circuits.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,17 @@ MODELS = {  # known names of the runs of a comparison, in the order in which the
     "random": "random weights",
 }
 EDGE_PRUNED = "_edge_pruned"
+RATIOS = {  # what is divided by what
+    "node_based": "edges of the dense model by those of the weight-sparse one",
+    "edge_pruned": "the same, both with single edges pruned",
+    "edge_pruned_dense_to_node_based_sparse": "the same, only the dense with single edges pruned",
+    "matched_node_based": "dense model of matched held-out loss",
+    "matched_edge_pruned": "dense model of matched loss, both with single edges pruned",
+    "node_pairs": "pairs of kept nodes, joined or not, in place of edges",
+    "density_alone": "what density alone would give",
+}
 CLAIMS = {
+    "swapped_control": "swapped-labels control",
     "one_minimal": "one-minimal",
     "nonsense_control": "nonsense control",
     "random_weights_control": "random-weights control",
@@ -106,7 +115,11 @@ def headline(result: Record, run: str) -> str:
     ratio = result.get("ratio_geomean")
     low = mapping(mapping(result.get("ratios")).get(main_ratio(result) or "")).get("low")
     if number(ratio) == "–":
-        return f"The circuits of {run}"
+        return (
+            "Nothing to compare: no task has a circuit in the dense model"
+            if result.get("tasks")
+            else f"The circuits of {run}"
+        )
     assert isinstance(ratio, int | float)
     if ratio <= 1:
         return "Circuits of the weight-sparse model are not smaller than those of the dense model"
@@ -144,7 +157,7 @@ def ratio_rows(result: Record) -> list[dict[str, Any]]:
                 "main": key == main_ratio(result),
             }
         )
-    if not rows:
+    if not any(r["main"] for r in rows):  # without the headline's ratio the others have nothing to qualify
         return []
     numbers = [x for r in rows for x in (r["value"], r["low"], r["high"]) if x and x > 0]
     low, high = math.log(min([*numbers, 1.0])), math.log(max([*numbers, 10.0])) * 1.05
@@ -160,27 +173,15 @@ def ratio_rows(result: Record) -> list[dict[str, Any]]:
 
 
 def ratio_words(key: str) -> str:
-    """ "dense_matched/sparse" or "dense_edge_pruned" in words; the smaller side is always the sparse model."""
-    parts = re.split(r"\s*(?:/|_over_|_vs_|_to_)\s*", key)
-    if len(parts) == 2 and all(p.endswith(EDGE_PRUNED) for p in parts):
-        models = [model_words(p.removesuffix(EDGE_PRUNED)) for p in reversed(parts)]
-        return " against ".join(models) + ", edges pruned in both"
-    return " against ".join(model_words(p) for p in reversed(parts)) if len(parts) == 2 else model_words(key)
+    """A ratio in words; an unknown one is shown as it stands."""
+    return RATIOS.get(key, key.replace("_", " "))
 
 
 def caveats(result: Record, models: Sequence[str]) -> list[str]:
     """What a reader must know before believing the headline: what the run says itself, and what its numbers say."""
     out = [str(c) for c in result.get("caveats", []) if isinstance(c, str)]
-    rows = [t for t in result.get("tasks", []) if isinstance(t, Mapping)]
-    for m in models:
-        bad = [str(t.get("task")) for t in rows if mapping(t.get(m)).get("status", "ok") != "ok"]
-        if bad:
-            out.append(
-                f"No circuit met the target in the {model_words(m)} model for {_and(bad)}; "
-                "such a task has no ratio and is shown as infeasible."
-            )
-    told = mapping(result.get("models"))
-    losses = {m: mapping(told.get(m)).get("held_out_loss") for m in ("sparse", "dense")}
+    out += _infeasible(result, models)
+    losses = {m: held_out_loss(mapping(mapping(result.get("models")).get(m))) for m in ("sparse", "dense")}
     if all(number(x) != "–" for x in losses.values()):
         s, d = float(losses["sparse"] or 0), float(losses["dense"] or 0)
         better = "The dense" if d < s else "The weight-sparse"
@@ -199,6 +200,34 @@ def caveats(result: Record, models: Sequence[str]) -> list[str]:
     return out
 
 
+def _infeasible(result: Record, models: Sequence[str]) -> list[str]:
+    """The tasks without a circuit, by model, and what became of them in the headline's ratio."""
+    rows = [t for t in result.get("tasks", []) if isinstance(t, Mapping)]
+    ratio = mapping(mapping(result.get("ratios")).get(main_ratio(result) or ""))
+    became = {
+        "sparse": (ratio.get("sparse_infeasible"), "the ratio counts all of that model's block weights for it"),
+        "dense": (ratio.get("dense_infeasible"), "the ratio leaves it out"),
+    }
+    said: dict[str, list[str]] = {}  # what befell which tasks -> the models
+    for m in models:
+        bad = [str(t.get("task")) for t in rows if mapping(t.get(m)).get("status", "ok") != "ok"]
+        if m.endswith(EDGE_PRUNED) or not bad:
+            continue
+        counted, what = became.get(m, ([], ""))
+        more = f"; {what if len(bad) == 1 else what.replace(' it', ' them')}" if counted else ""
+        said.setdefault(f"met the target for {_and(bad)}{more}.", []).append(model_words(m))
+    return [f"No circuit of the {_or(names)} model {what}" for what, names in said.items()]
+
+
+def _or(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', the '.join(words[:-1])} or the {words[-1]}"
+
+
+def held_out_loss(figures: Record) -> Any:
+    """The loss of a model on held-out data, nats; the verify split's, which chose nothing, where it is known."""
+    return figures.get("verify_loss", figures.get("held_out_loss", figures.get("held_out")))
+
+
 def _and(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
@@ -208,8 +237,9 @@ def lede(result: Record, vectors: bool) -> str:
     if result.get("about"):
         return str(result["about"])
     found = (
-        "For each task the search keeps as few nodes as it can while the loss stays under its target; everything else "
-        "is replaced by its mean. An edge is a nonzero weight between two kept nodes."
+        "For each task the search keeps as few nodes as it can while the loss stays under its target"
+        f"{_target(result)}; everything else is replaced by its mean. "
+        "An edge is a nonzero weight between two kept nodes."
     )
     if not result.get("tasks"):
         return found
@@ -221,11 +251,16 @@ def lede(result: Record, vectors: bool) -> str:
     return f"{what}: in one kind nearly all weights are held at zero, in the other none. {found}"
 
 
+def _target(result: Record) -> str:
+    """The target loss, if all tasks share one."""
+    targets = {mapping(t).get("target") for t in result.get("tasks", [])}
+    return f" of {next(iter(targets))} nats" if len(targets) == 1 and number(next(iter(targets))) != "–" else ""
+
+
 def columns(result: Record) -> list[str]:
     """The models that the tasks' table compares, in a fixed order; edge-pruned variants right after their model."""
     seen = {k for t in result.get("tasks", []) for k, v in mapping(t).items() if isinstance(v, Mapping)}
-    known = [n for m in MODELS for n in (m, m + EDGE_PRUNED)]
-    return [k for k in known if k in seen] + sorted(seen - set(known))
+    return [k for m in MODELS if m != "random" for k in (m, m + EDGE_PRUNED) if k in seen]
 
 
 def task_rows(result: Record, names: Sequence[str]) -> list[dict[str, Any]]:
