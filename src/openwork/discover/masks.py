@@ -56,10 +56,11 @@ class MaskSettings(BaseModel):
 class Discovery:
     """What a search found.
 
-    status   "ok", or "infeasible" when no mask met the target (then `circuit` is None)
-    loss     task loss on the half that chose the size (the lowest reached, where infeasible), nats
-    scores   the ranking behind the decision
-    log      what happened, step by step, as plain data
+    status     "ok", or "infeasible" when no mask met the target (then `circuit` is None)
+    loss       task loss on the half that chose the size, nats (where infeasible: the lowest running mean of the search)
+    full_loss  task loss of the whole model on that half
+    scores     the ranking behind the decision
+    log        what happened, step by step, as plain data
     """
 
     status: Literal["ok", "infeasible"]
@@ -123,7 +124,7 @@ def learned_masks(
     sup = support(model)
     judge = _Judge(model, reference, choose, settings.calibrate)
     if best is None:
-        lowest = min((row["exact"] for row in log if not math.isnan(row["exact"])), default=full)
+        lowest = min(row["loss"] for row in log)
         return Discovery("infeasible", None, lowest, full, scores, tuple(log), origin)
     nodes = _bisect(scores, best, judge, settings.target)
     circuit = Circuit.from_nodes(graph, nodes, sup, origin)

@@ -121,9 +121,10 @@ class _Trim:
         layout = compact(self.model, circuit, self.reference)
         masks = layout.nodes if kind == "nodes" else layout.edges
         live = {n: torch.ones_like(m, dtype=torch.bool) for n, m in masks.items()} if kind == "nodes" else layout.live()
-        cost = self._attribution(layout, masks)
         left = [(n, tuple(i)) for n, m in live.items() for i in m.nonzero().tolist()]
-        left.sort(key=lambda e: float(cost[e[0]][e[1]]))
+        if left:
+            cost = self._attribution(layout, masks)
+            left.sort(key=lambda e: float(cost[e[0]][e[1]]))
         return layout, masks, left
 
     def _go(self, layout: Layout, masks: dict[str, Tensor], entries: list[Entry]) -> bool:

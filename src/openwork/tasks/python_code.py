@@ -47,13 +47,13 @@ land last late later leader left leg level lid line lines link lion lip listing 
 mail main math matter meal mean meat message meta method mill mind mine minor mint mode module moment moon mother motion
 mount mouse move msg names neck newline news node noise nose note num number obj offer oil old one option options opts
 order other pack packet page paint pair pan paper parent park parse parser part parts party patch path pause pen pin
-place plain plate play point pool port pos post prefix press process profile prog queue quick quiet race rain rate
-reader reading ready real red ref res reset resource rest retry returned rice rich ring river road role root rose row
-rule run sand scan sea seal seat section seed seen seq server sets setup seven ship shop short side sig simple site six
-size soap sock socket soft son sort sound space spec split sport spot spring stack stage stand star start stat state
-station stone stop stream strip sub sun sure tab table tag tail tea temp ten term test text theme thread ticket tie
-tiger time timeout timer times title tmp token tool top town trace trial trip trust turn union unit upper url usage used
-user val value values var version view wait wall watch water wave wet win wing word zone
+place plain plate play point pool port pos post prefix press process profile prog queue quick quiet race rain rate ready
+real red ref res reset resource rest retry returned rice rich ring river road role root rose row rule run sand scan sea
+seal seat section seed seen seq server sets setup seven ship shop short side sig simple site six size soap sock socket
+soft son sort sound space spec split sport spot spring stack stage stand star start stat state station stone stop stream
+strip sub sun sure tab table tag tail tea temp ten term test text theme thread ticket tie tiger time timeout timer times
+title tmp token tool top town trace trial trip trust turn union unit upper url usage used user val value values var
+version view wait wall watch water wave wet win wing word zone
 """.split()  # noqa: SIM905
 
 READING = ("input", "source", "read", "load")
@@ -91,7 +91,7 @@ class TaskSpec:
     switches   slot in capitals -> what it stands for in the first and in the second member of a pair; where there are
                several choices, one is drawn per member
     rest       how the statement goes on after each answer (training mix only)
-    templates  pool -> prompts
+    templates  pool -> prompts; the first two of "train", the shortest, come most often in the training mix
     """
 
     about: str
@@ -154,24 +154,24 @@ TASKS: dict[str, TaskSpec] = {
         rest=("", ""),
         templates={
             "train": (
-                "<x> = <O><y>",
-                "<x> = <O><y>, <z>",
                 "<x> = <O><i>, <j>",
-                "<x> = <O><y>, <i>, <j>",
+                "<x> = <O><y>, <i>",
+                "<x> = <O><i>, <j>, <k>",
                 "<x> = <O><i>, <j>], [<k>, <n>",
-                "<x> = <O><y>], [<z>",
-                "return <O><y>, <z>",
-                "if <x>:\n    <y> = <O><z>",
+                "<x> = <O><y>, <z>",
+                "return <O><y>, <i>",
+                "if <x>:\n    <y> = <O><i>, <j>",
+                "<x> = <O><y>, <i>], [<z>, <j>",
             ),
             "discover": (
-                "<x> = <O><y>, <i>, <z>",
-                "<x>.<f> = <O><y>, <z>], [<w>, <i>",
+                "<x> = <O><y>, <z>, <i>",
+                "<x>.<f> = <O><y>, <i>], [<w>, <j>",
                 "<x>[<i>] = <O><j>, <k>",
-                "while <x>:\n    <y> = <O><z>, <w>",
+                "while <x>:\n    <y> = <O><z>, <i>",
             ),
             "verify": (
                 "<x> -= <O><y>, <i>",
-                "<x> = <y> + <O><z>, <w>",
+                "<x> = <y> + <O><z>, <i>",
                 "with <x>:\n    <y> = <O><i>, <j>, <k>",
                 "<x>, <y> = <O><z>, <i>], [<w>, <j>",
             ),
@@ -183,7 +183,7 @@ TASKS: dict[str, TaskSpec] = {
             ),
             "explain": (
                 "assert <x> == <O><y>, <i>",
-                "<x> *= <O><i>, <j>, <y>",
+                "<x> *= <O><i>, <y>, <j>",
                 "if <x> > <k>:\n    <x> = <O><y>, <z>], [<i>, <j>",
             ),
         },
@@ -211,7 +211,7 @@ TASKS: dict[str, TaskSpec] = {
             ),
             "verify": (
                 "<x> = <K>()\nif not <y>:\n    <x>",
-                "<x> = <K>()\n<y>.<f>()\n<x>",
+                "<x> = <K>()\n<y> += <i>\n<x>",
                 "<f>(<y>)\n<x> = <K>()\nif <z>:\n    <x>",
                 "<x> = <K>()\nwhile <y> < <i>:\n    <x>",
             ),
@@ -222,7 +222,7 @@ TASKS: dict[str, TaskSpec] = {
                 "<x> = <K>()\nif <y>:\n    <z> = <f>(<w>, <i>)\n    <v> = <z> + <j>\n<x>",
             ),
             "explain": (
-                "<x> = <K>()\n<y> += <i>\n<x>",
+                "<x> = <K>()\n<y>.<f>()\n<x>",
                 "def <f>():\n    <x> = <K>()\n    <x>",
                 "<x> = <K>()\n<y>[<i>] = <z>\n<x>",
             ),
@@ -363,7 +363,7 @@ NEUTRAL = (
     "if <x> == <i>:\n    <y> = <z>",
     "<x> = '<a>'",
     '<x> = "<a>"',
-    "# <a> <b>",
+    "# <a> <b>\n<x> = <i>",
     "<x> = <y>[<i>]",
     "<f>(<x>, <y>)",
     '<x> = ""\n<x> += <y>',
