@@ -44,7 +44,7 @@ def circuits_of(run: Path) -> dict[str, Any]:
 
 
 def test_the_result_says_what_was_found(digits: tuple[Path, dict[str, Any]]) -> None:
-    out, result = digits
+    _, result = digits
     json.dumps(files.plain(result), allow_nan=False)
     assert {"run", "page", "seconds", "tasks", "ratio_geomean", "evidence"} <= result.keys()
     assert Path(result["page"]).stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""The parts of discovery: the trim proves what it claims, dangling nodes go, calibration helps, buckets change nothing."""
+"""The parts of discovery: the trim proves what it claims, dangling nodes go, calibration helps, buckets are fair."""
 
 from __future__ import annotations
 

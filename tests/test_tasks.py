@@ -164,13 +164,13 @@ def test_every_template_of_a_pool_is_used(name: str, corpus: Corpus) -> None:
 
 def test_the_mix_is_valid_python_of_all_six_tasks_with_both_answers() -> None:
     rng = random.Random(0)
-    programs = [mix_program(rng) for _ in range(300)]
+    programs = [mix_program(rng) for _ in range(400)]
     for program in programs:
         ast.parse(program)
     together = "".join(programs)
     for needle in ("('", '("', "')", '")', "]]", ".add(", " += ", "for ", "while ", "', 'r')", "', 'w')", "':", "',"):
         assert together.count(needle) > 50, needle
-    assert programs == [mix_program(r) for r in [random.Random(0)] for _ in range(300)]
+    assert programs == [mix_program(r) for r in [random.Random(0)] for _ in range(400)]
 
 
 def test_same_seed_same_task_other_seed_other_prompts(corpus: Corpus) -> None:

@@ -8,6 +8,9 @@ answer and the other for the second. Prompts are templates filled with words. Fo
     templates  written down pool by pool; those of "ood" are farther from training: statements that distract before the
                question, deeper nesting, the other quote or bracket opened and closed earlier
 
+The templates and words of "verify" and "ood" were written once, before any model was scored on them; the other pools
+were adjusted until a small model could learn the tasks. Keep it so: adjust on "discover", never on "verify".
+
 What all pools share is what Python itself fixes (keywords, punctuation, digits), and for `with_open` the *kind* words
 ("input", "save", ...): that "input" sounds like reading can only be known from having seen it, so the rest of the file
 name differs and the kind words do not.
@@ -60,7 +63,7 @@ READING = ("input", "source", "read", "load")
 WRITING = ("output", "result", "write", "save")
 
 POOLS = ("train", *SPLITS)
-_DEAL = ("train", "discover", "train", "verify", "train", "ood", "train", "explain", "train", "train")
+_DEAL = ("verify", "discover", "ood", "train", "train", "train", "train", "explain", "train", "train")
 
 
 @cache
@@ -127,18 +130,22 @@ TASKS: dict[str, TaskSpec] = {
                 "<f>(<Q><a> <b> <c>",
                 "for <x> in <y>:\n    <f>(<Q><a>",
                 "<x>.<f>(<y>, <Q><a>",
-            ),
-            "verify": (
                 "assert <f>(<Q><a> <b>",
                 "while <x>:\n    <y>.<f>(<Q><a>",
                 "<x>[<n>] = <f>(<Q><a> <b>",
                 "<x>.<y> = <f>(<Q><a> <b> <c>",
             ),
+            "verify": (
+                "<x> += <f>(<Q><a>",
+                "<x> = not <f>(<Q><a> <b>",
+                "if <x>:\n    <f>.<y>(<Q><a> <b>",
+                "del <x>\n<f>(<Q><a> <b> <c>",
+            ),
             "ood": (
-                "<x> = <f>(<P><a> <b><P>)\n<y> = <g>(<Q><c> <d>",
-                "class <x>:\n    def <f>(self):\n        self.<y> = <P><a><P>\n        self.<g>(<Q><b> <c>",
-                "<f>(<P><a><P>, <P><b><P>)\nif <x> == <n>:\n    <g>(<y>, <Q><c>",
-                "<x> = <P><a> <b><P>\nfor <y> in <x>:\n    <z> = <f>(<y>, <n>, <Q><c> <d>",
+                "<f>(<P><a><P>)\n<g>(<x>, <P><b> <c><P>)\n<y> = <f>(<Q><d>",
+                "def <f>(<x>, <y>):\n    <z> = <P><a> <b><P>\n    return <g>(<z>, <Q><c>",
+                "<x> = <f>(<P><a> <b> <c><P>)\nwhile <y>:\n    if <x>:\n        <g>(<Q><d>",
+                "<x>[<P><a><P>] = <f>(<i>, <j>, <Q><b> <c>",
             ),
             "explain": (
                 "<x> -= <f>(<Q><a> <b>",
@@ -168,18 +175,22 @@ TASKS: dict[str, TaskSpec] = {
                 "<x>.<f> = <O><y>, <i>], [<w>, <j>",
                 "<x>[<i>] = <O><j>, <k>",
                 "while <x>:\n    <y> = <O><z>, <i>",
-            ),
-            "verify": (
                 "<x> -= <O><y>, <i>",
                 "<x> = <y> + <O><z>, <i>",
                 "with <x>:\n    <y> = <O><i>, <j>, <k>",
                 "<x>, <y> = <O><z>, <i>], [<w>, <j>",
             ),
+            "verify": (
+                "<f>.<x> = <O><y>, <i>, <j>",
+                "<x> = <y> = <O><i>, <j>",
+                "<x> = <i> + <O><y>, <j>",
+                "if <x>:\n    <y>.<z> = <O><i>, <j>], [<w>, <k>",
+            ),
             "ood": (
-                "<x> = <P><y>, <z>, <i><C>\n<w> = <O><j>, <k>, <n>",
-                "class <f>:\n    def <g>(self):\n        <x> = <P><y>, <i><C>\n        self.<z> = <O><w>, <j>",
-                "<x> = <O><i>, <j>], [<y>, <z>], [<w>, <k>",
-                "<x> = <y>[<i>]\nif <x>:\n    <z> = <P><y>, <j><C>\n    <f>(<z>, <i>)\n<w> = <O><x>, <y>, <k>",
+                "<x> = <P><y>, <i><C>\n<f>(<x>)\n<z> = <O><j>, <w>, <k>",
+                "def <f>(<x>):\n    <y> = <P><i>, <j><C>\n    return <O><x>, <y>, <k>",
+                "<x>.<y> = <O><i>, <z>, <j>], [<w>, <k>, <n>",
+                "while <x>:\n    <y> = <P><z>, <i><C>\n    if <y>:\n        <w> = <O><j>, <k>",
             ),
             "explain": (
                 "assert <x> == <O><y>, <i>",
@@ -208,18 +219,22 @@ TASKS: dict[str, TaskSpec] = {
                 "<x> = <K>()\nfor <y> in <f>(<z>):\n    <x>",
                 "<y> = <i>\n<x> = <K>()\n<x>",
                 "<x> = <K>()\nif <y> == <i>:\n    <x>",
-            ),
-            "verify": (
                 "<x> = <K>()\nif not <y>:\n    <x>",
                 "<x> = <K>()\n<y> += <i>\n<x>",
                 "<f>(<y>)\n<x> = <K>()\nif <z>:\n    <x>",
                 "<x> = <K>()\nwhile <y> < <i>:\n    <x>",
             ),
+            "verify": (
+                "<x> = <K>()\n<y> = <z> + <i>\n<x>",
+                "<x> = <K>()\nwith <y>:\n    <x>",
+                "import <y>\n<x> = <K>()\n<x>",
+                "<x> = <K>()\nfor <y> in <z>.<f>():\n    <x>",
+            ),
             "ood": (
-                "<x> = <K>()\n<y> = <L>()\nfor <z> in <w>:\n    <x>",
-                "class <g>:\n    def <f>(self, <y>):\n        <x> = <K>()\n        <z> = <y>[<i>]\n        <x>",
-                "<y> = <L>()\n<z> = <i>\n<x> = <K>()\nif <z>:\n    for <w> in <v>:\n        <x>",
-                "<x> = <K>()\nif <y>:\n    <z> = <f>(<w>, <i>)\n    <v> = <z> + <j>\n<x>",
+                "<y> = <L>()\n<x> = <K>()\n<f>(<z>)\n<x>",
+                "def <f>(<y>, <z>):\n    <x> = <K>()\n    for <w> in <z>:\n        if <w>:\n            <x>",
+                "<x> = <K>()\n<y> = [<i>, <j>]\n<z> = <f>(<y>)\n<x>",
+                "class <f>:\n    def <g>(self):\n        <y> = <L>()\n        <x> = <K>()\n        <x>",
             ),
             "explain": (
                 "<x> = <K>()\n<y>.<f>()\n<x>",
@@ -247,18 +262,22 @@ TASKS: dict[str, TaskSpec] = {
                 "with <y>:\n    <K> <x>",
                 "<y> = [<i>, <z>]\n<K> <x>",
                 "def <f>():\n    <K> <x>",
-            ),
-            "verify": (
                 "<y>.<z> = <i>\n<K> <x>",
                 "if not <y>:\n    <K> <x>",
                 "<y> = <z> + <i>\n<K> <x>",
                 "<y> = <z>.<f>()\n<K> <x>",
             ),
+            "verify": (
+                "<y> = <f>(<z>, <i>)\n<K> <x>",
+                "if <y> == <z>:\n    <K> <x>",
+                "import <y>\n<K> <x>",
+                "<y>.<f>(<z>)\n<K> <x>",
+            ),
             "ood": (
-                "for <y> in <z>:\n    <f>(<y>)\n<K> <x>",
-                "while <y>:\n    <z> = <f>(<y>, <i>)\n<K> <x>",
-                "class <g>:\n    def <f>(self, <y>):\n        <z> = <y>[<i>]\n        <K> <x>",
-                "for <y> in <z>:\n    while <w>:\n        <K> <x>",
+                "while <y>:\n    for <z> in <w>:\n        <f>(<z>)\n<K> <x>",
+                "def <f>(<y>, <z>):\n    if <y>:\n        <w> = <z>\n    <K> <x>",
+                "for <y> in <z>:\n    <w> = <y>\nwhile <w>:\n    <K> <x>",
+                "class <g>:\n    def <f>(self):\n        while <y>:\n            <z> = <i>\n        <K> <x>",
             ),
             "explain": (
                 "<y> -= <i>\n<K> <x>",
@@ -288,18 +307,22 @@ TASKS: dict[str, TaskSpec] = {
                 "<x> = <i>\nwith open('<K>/<a>.json', '",
                 "with open('<a>-<K>', '",
                 "while <x>:\n    with open('<a>-<K>.txt', '",
-            ),
-            "verify": (
                 "with open('<a>/<b>/<K>.dat', '",
                 "<x>.<f>()\nwith open('<a>/<K>.csv', '",
                 "with open('<K>/<a>-<b>.txt', '",
                 "if not <x>:\n    with open('<K>-<a>.csv', '",
             ),
+            "verify": (
+                "with open('<K>.<a>', '",
+                "<f>(<x>)\nwith open('<a>-<b>/<K>.txt', '",
+                "for <x> in <y>:\n    with open('<a>/<K>.json', '",
+                "with open('/<a>/<K>-<b>.csv', '",
+            ),
             "ood": (
-                "<x> = '<a>'\n<y> = <f>(<x>, <i>)\nwith open('<b>/<K>.txt', '",
-                "class <f>:\n    def <g>(self):\n        self.<y> = <i>\n        with open('/<a>/<b>/<K>-<c>.json', '",
-                "<x> = [<i>, <j>]\nfor <y> in <x>:\n    if <y>:\n        with open('<a>-<b>/<K>.dat', '",
-                "def <f>(<x>):\n    <y> = <x>\n    with open('<K>/<a>/<b>/<c>.csv', '",
+                "<x> = <f>('<a>')\nif <x>:\n    with open('<b>/<c>-<K>.txt', '",
+                "def <f>(<x>, <y>):\n    <x> = <y> + <i>\n    with open('/<K>/<a>.dat', '",
+                "<x> = ['<a>', '<b>']\nwith open('<c>.<K>.txt', '",
+                "class <f>:\n    def <g>(self, <x>):\n        while <x>:\n            with open('<K>/<a>/<b>.json', '",
             ),
             "explain": (
                 "with open('<a>-<b>-<K>.txt', '",
@@ -333,18 +356,22 @@ TASKS: dict[str, TaskSpec] = {
                 "while <x>:\n    <y> = <O>'<a>",
                 "<x>.<y> = <O>'<a>'<S> <i>, '<b>",
                 "<x> = <y>\n<z> = <O>'<a> <b>",
-            ),
-            "verify": (
                 "<x>[<y>] = <O>'<a>",
                 "with <x>:\n    <y> = <O>'<a>",
                 "<x> = <i>\n<y> = <O>'<a>'<S> <x>, '<b>",
                 "<x>.<y>.<z> = <O>'<a> <b>",
             ),
+            "verify": (
+                "<x> = <y> = <O>'<a> <b>",
+                "if <x>:\n    <y>.<z> = <O>'<a>",
+                "assert <x> == <O>'<a>",
+                "<x>.<f> = <y> = <O>'<a>'<S> <i>, '<b>",
+            ),
             "ood": (
-                "<x> = <P>'<a>'<T> <i>, '<b>'<T> <j><C>\n<y>.<z> = <O>'<c>",
-                "class <f>:\n    def <g>(self):\n        self.<x> = <P>'<a>'<T> <i><C>\n        self.<y> = <O>'<b>",
-                "<x> = <O>'<a>'<S> <i>, '<b>'<S> <y>, '<c>'<S> <j>, '<d>",
-                "<x> = <P>'<a>'<T> <y><C>\nif <x> == <z>:\n    <w> = <i>, <O>'<b>",
+                "<x> = <P>'<a>'<T> <i><C>\n<y> = <P>'<b>'<T> <j><C>\n<z> = <O>'<c> <d>",
+                "def <f>(<x>):\n    <y> = <P>'<a>'<T> <x><C>\n    return <O>'<b>",
+                "<x>.<y> = <O>'<a>'<S> <i>, '<b>'<S> <z>, '<c>",
+                "<x> = <P>'<a>'<T> <i><C>\nwhile <x>:\n    <z> = <O>'<b>'<S> <j>, '<c>",
             ),
             "explain": (
                 "<x> -= <i>\n<y> = <O>'<a>",

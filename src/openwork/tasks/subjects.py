@@ -64,7 +64,7 @@ class PythonSubject:
 
     def task(self, name: str, n: int) -> Task:
         if name.endswith(".jsonl"):
-            return read_jsonl_task(Path(name), self.corpus)
+            return read_jsonl_task(Path(name), self.corpus, self.n_ctx)
         if name not in PYTHON_TASKS:
             raise unknown("task", name, PYTHON_TASKS)
         return make_task(name, self.corpus, n=n)
