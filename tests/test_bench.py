@@ -147,17 +147,12 @@ def test_what_does_not_exist_is_refused_and_nothing_is_written(ask: Any, says: s
     assert not out.exists()
 
 
-def fail(at: int) -> int:
-    if at == 1:
-        raise RunError("the second job cannot be done.")
-    return at
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_job_that_fails_says_why(workers: int) -> None:
-    assert map_jobs([Job("a", fail, (0,)), Job("b", fail, (2,))], workers, Progress(False)) == [0, 2]
-    with pytest.raises(RunError, match="the second job"):
-        map_jobs([Job(str(i), fail, (i,)) for i in range(3)], workers, Progress(False))
+def test_a_job_that_fails_says_why(workers: int, tmp_path: Path) -> None:
+    assert map_jobs([Job("a", int, ("0",)), Job("b", int, ("2",))], workers, Progress(False)) == [0, 2]
+    jobs = [Job("a", int, ("0",)), Job("b", open_run, (tmp_path / "absent",)), Job("c", int, ("2",))]
+    with pytest.raises(UsageError, match="absent"):
+        map_jobs(jobs, workers, Progress(False))
 
 
 @pytest.mark.slow
