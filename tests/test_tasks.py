@@ -9,6 +9,7 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,12 @@ def test_nonsense_labels_are_balanced_and_say_nothing_about_the_true_ones() -> N
     assert torch.equal(ten.answer.bincount(), torch.full((10,), 5))
     assert bool((ten.answer[:, None] != ten.wrong).all())
     assert not torch.equal(ten.answer, _split(50, m=9).answer)
+
+
+def test_the_digest_of_a_task_tells_its_examples_apart(corpus: Corpus) -> None:
+    task, again = (make_task("for_while", corpus, n=32) for _ in range(2))
+    other = replace(task, splits={**task.splits, "ood": task.split("ood").shuffled_labels(0)})
+    assert task.digest() == again.digest() != other.digest()
 
 
 def test_an_unknown_split_is_refused_with_the_nearest(corpus: Corpus) -> None:

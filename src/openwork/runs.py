@@ -232,7 +232,7 @@ def find_circuit(
     task = run.task(task_name)
     slug = f"{Path(task.name).stem}-{method}"
     folder = path / "circuits" / slug if labels == "right" else path / "controls" / f"{slug}-{labels}"
-    key = key_of(run.digest, method, asked.model_dump(), labels, run.settings["examples"])
+    key = key_of(run.digest, method, asked.model_dump(), labels, task.digest())
     if (have := done(folder, key)) is not None:
         return have
     began, cpu = time.monotonic(), time.process_time()

@@ -7,6 +7,7 @@ Shapes: N examples, m wrong answers each, V outputs, T positions, F features.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -143,6 +144,14 @@ class Task:
         if name not in self.splits:
             raise unknown(f"split of task {self.name}", name, self.splits)
         return self.splits[name]
+
+    def digest(self) -> str:
+        """SHA-256 over the examples of all splits: results on another set of examples are other results."""
+        h = hashlib.sha256()
+        for name, split in sorted(self.splits.items()):
+            for x in (*split.inputs, split.answer, split.wrong, split.pair):
+                h.update(f"{name} {tuple(x.shape)} {x.dtype}".encode() + x.cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()
 
 
 def _candidates(logits: Tensor, split: Split) -> Tensor:
