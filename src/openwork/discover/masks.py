@@ -35,12 +35,15 @@ class MaskSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: float = Field(0.15, gt=0, description="task loss that the circuit must reach")
-    steps: int = Field(300, ge=1)
+    steps: int = Field(200, ge=1)
     pairs: int = Field(16, ge=1, description="pairs of examples per step")
-    lr: float = Field(0.03, gt=0)
+    lr: float = Field(0.04, gt=0)
     temperature: float = Field(0.3, gt=0)
-    init: float = Field(1.0, description="where tau starts; 1 is the upper clamp")
-    init_noise: float = Field(0.01, ge=0)
+    init: float = Field(1.0, gt=0, le=1, description="where the highest tau starts; 1 is the upper clamp")
+    start: Literal["attribution", "noise"] = Field(
+        "attribution", description="tau falls evenly from init towards 0 by attribution, or all at init with some noise"
+    )
+    init_noise: float = Field(0.01, ge=0, description="standard deviation around init where start is noise")
     price: float = Field(1e-3, gt=0, description="starting price of one node, nats")
     price_cap: float = Field(30.0, ge=1, description="the price never exceeds this multiple of its start")
     clip: float = Field(1.0, gt=0)
@@ -143,16 +146,18 @@ def _learn(
     graph = graph_of(model)
     device = next(model.parameters()).device
     rng = torch.Generator().manual_seed(s.seed)
-    tau = {
-        site.name: (s.init + s.init_noise * torch.randn(site.size, generator=rng))
-        .clamp(-1, 1)
-        .to(device)
-        .requires_grad_()
-        for site in graph.prunable
-    }
+    if s.start == "attribution":
+        flat = torch.cat(list(_costs(model, reference, learn).values()))
+        rank = flat.argsort(stable=True).argsort(stable=True)
+        flat = s.init * (1 + rank) / len(rank)
+    else:
+        flat = s.init + s.init_noise * torch.randn(sum(site.size for site in graph.prunable), generator=rng)
+    parts = flat.clamp(-1, 1).to(device).split([site.size for site in graph.prunable])
+    tau = {site.name: part.clone().requires_grad_() for site, part in zip(graph.prunable, parts, strict=True)}
     adam = torch.optim.Adam(tau.values(), lr=s.lr, betas=(0.9, 0.95))
     judge = _Judge(model, reference, choose, s.calibrate)
     price, smooth, best, best_size, log = s.price, math.nan, None, math.inf, []
+    aim = s.target  # on the examples tau is learned from; lower where the others lag behind
     batches = _batches(learn, s, rng)
     for step in range(s.steps):
         batch = next(batches)
@@ -162,7 +167,7 @@ def _learn(
         kept = torch.stack([g.sum() for g in gates.values()]).sum()
         now = task.item()
         smooth = now if math.isnan(smooth) else 0.9 * smooth + 0.1 * now
-        push = price if smooth < 1.6 * s.target else 0.0
+        push = price if smooth < 1.6 * aim else 0.0
         adam.zero_grad()
         (task + push * kept).backward()
         torch.nn.utils.clip_grad_norm_(tau.values(), s.clip)
@@ -172,17 +177,33 @@ def _learn(
         with torch.no_grad():
             for t in tau.values():
                 t.clamp_(-1, 1)
-        price = min(price * 1.03, s.price * s.price_cap) if smooth < 0.9 * s.target else price / 1.06
+        price = min(price * 1.03, s.price * s.price_cap) if smooth < 0.9 * aim else price / 1.06
         if (step + 1) % s.check_every == 0 or step + 1 == s.steps:
             nodes = {n: t.detach() > 0 for n, t in tau.items()}
             size = sum(int(m.sum()) for m in nodes.values())
             exact = judge(nodes) if size < best_size and smooth < 1.6 * s.target else math.nan
             if exact <= s.target:
                 best, best_size = {n: t.detach().cpu().clone() for n, t in tau.items()}, size
-            log.append({"step": step + 1, "loss": smooth, "exact": exact, "nodes": size, "price": price})
+            if not math.isnan(exact):
+                aim = max(0.8 * aim, s.target / 10) if exact > s.target else min(1.1 * aim, s.target)
+            log.append({"step": step + 1, "loss": smooth, "exact": exact, "nodes": size, "price": price, "aim": aim})
         if progress is not None:
             progress(step + 1, s.steps)
     return {n: t.detach().cpu() for n, t in tau.items()}, best, log
+
+
+def _costs(model: nn.Module, reference: Reference, split: Split, levels: int = 4) -> dict[str, Tensor]:
+    """First-order estimate of what ablating each node adds to the loss, averaged over gates that open together."""
+    graph = graph_of(model)
+    device = next(model.parameters()).device
+    costs = {site.name: torch.zeros(site.size) for site in graph.prunable}
+    for level in range(1, levels + 1):
+        gates = {n: torch.full_like(c, level / levels, device=device).requires_grad_() for n, c in costs.items()}
+        with patched(model, reference, gates):
+            total = torch.stack([losses(model(*part.inputs), part).sum() for _, part in split.buckets(3)]).sum()
+        for n, g in zip(gates, torch.autograd.grad(total, list(gates.values())), strict=True):
+            costs[n] -= g.cpu() / (levels * len(split))
+    return costs
 
 
 def _batches(split: Split, s: MaskSettings, rng: torch.Generator) -> Iterator[Split]:

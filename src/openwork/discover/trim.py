@@ -1,8 +1,8 @@
 """Trimming a circuit until no single node or edge can go: what is left is one-minimal on the examples it was given.
 
     1  dangling nodes: those from which no path leads on to the output
-    2  nodes, then single edges, each in two ways: in bulk, the cheapest share by the gradient of the loss with respect
-       to their masks, judged anew after every removal; then one by one
+    2  nodes, then single edges: the cheapest first by the gradient of the loss with respect to their masks, in groups
+       that grow where they can go and shrink where they cannot
     3  from the top until a whole pass removes nothing
 
 The gradient only orders the candidates; every removal is decided by an exact run at or below the target.
@@ -21,7 +21,6 @@ from openwork.circuit import Circuit, induced_edges
 from openwork.patching import Layout, Reference, compact
 from openwork.tasks.task import Split, losses
 
-FINEST = 64  # the bulk removal ends when it fails for 1 / FINEST of what is left
 Entry = tuple[str, tuple[int, ...]]  # site or link, place in its mask
 
 
@@ -46,16 +45,17 @@ def trim(
     split: Split,
     target: float,
     edges: bool = True,
-    patience: int = 100,
+    patience: int = 64,
+    exhaustive: int = 500,
     progress: Callable[[str], None] | None = None,
 ) -> Trimmed:
     """The circuit without what it does not need to stay at or below `target` nats on `split`.
 
-    edges     whether single edges may go; False keeps it a circuit of nodes with all their edges
-    patience  a pass of single removals ends after this many failures in a row (then `one_minimal` is False unless
-              everything was tried): large circuits have thousands of edges, and cheap ones stand first
+    edges       whether single edges may go; False keeps it a circuit of nodes with all their edges
+    patience    in circuits of more than `exhaustive` nodes and edges a pass ends after this many failures in a row
+                (then `one_minimal` is False): there are thousands of edges, and the cheap ones stand first
     """
-    state = _Trim(model, reference, split, target, patience)
+    state = _Trim(model, reference, split, target, patience, exhaustive)
     kinds = ("nodes", "edges") if edges else ("nodes",)
     circuit = state.without_dangling(circuit)
     complete = True
@@ -79,9 +79,12 @@ def _size(circuit: Circuit, edges: bool) -> tuple[int, int]:
 
 
 class _Trim:
-    def __init__(self, model: nn.Module, reference: Reference, split: Split, target: float, patience: int) -> None:
-        self.model, self.reference, self.target, self.patience = model, reference, target, patience
-        self.parts, self.n, self.runs = [part for _, part in split.buckets(3)], len(split), 0
+    def __init__(
+        self, model: nn.Module, reference: Reference, split: Split, target: float, patience: int, exhaustive: int
+    ) -> None:
+        self.model, self.reference, self.target = model, reference, target
+        self.patience, self.exhaustive = patience, exhaustive
+        self.parts, self.n, self.runs = [part for _, part in split.buckets(4)], len(split), 0
 
     def loss(self, layout: Layout) -> float:
         self.runs += 1
@@ -92,29 +95,31 @@ class _Trim:
         return torch.stack([losses(layout(*part.inputs), part).sum() for part in self.parts]).sum()
 
     def pass_over(self, circuit: Circuit, kind: str) -> tuple[Circuit, bool]:
-        """One pass over all nodes or edges: in bulk, then alone; and whether every survivor was tried alone."""
-        circuit = self._in_bulk(circuit, kind)
-        layout, masks, left = self._begin(circuit, kind)
-        failed = 0
-        for entry in left:
-            if self._go(layout, masks, [entry]):
-                failed = 0
-                continue
-            failed += 1
-            if failed >= self.patience and failed < len(left):
-                return layout.to_circuit(), False
-        return layout.to_circuit(), True
+        """One pass over all nodes or edges, and whether every survivor was tried alone.
 
-    def _in_bulk(self, circuit: Circuit, kind: str) -> Circuit:
-        """Removes the cheapest share again and again, each time laid out smaller; the share halves where it fails."""
+        The cheapest go first, many at a time: the group doubles where it can go and halves where it cannot, down to a
+        single element, which then stays. Laid out and ordered anew whenever a fifth is gone, and before giving up on
+        one: each removal changes what the others are worth, and the order is cheap beside the runs that it saves.
+        """
         layout, masks, left = self._begin(circuit, kind)
-        share = 4
-        while share <= FINEST and len(left) > share:
-            if self._go(layout, masks, left[: len(left) // share]):
+        group, failed, gone = max(1, len(left) // 4), 0, 0
+        stay: set[Entry] = set()
+        while left:
+            if self._go(layout, masks, left[:group]):
+                left, gone, failed = left[group:], gone + group, 0
+                group *= 2
+            elif group > 1:
+                group = min(group, len(left)) // 2
+            elif not gone:
+                stay.add(_element(layout, kind, left.pop(0)))
+                failed += 1
+                if failed >= self.patience and left and sum(_size(layout.circuit, True)) > self.exhaustive:
+                    return layout.to_circuit(), False
+            if gone > len(left) // 4 or (gone and group <= 1):
                 layout, masks, left = self._begin(layout.to_circuit(), kind)
-            else:
-                share *= 2
-        return layout.to_circuit()
+                left = [e for e in left if _element(layout, kind, e) not in stay]
+                group, gone = max(1, len(left) // 16), 0
+        return layout.to_circuit(), True
 
     def _begin(self, circuit: Circuit, kind: str) -> tuple[Layout, dict[str, Tensor], list[Entry]]:
         """A layout, its masks of that kind, and the elements of the circuit, cheapest first."""
@@ -131,11 +136,22 @@ class _Trim:
         """Whether these can go together; if not, they are back."""
         for name, at in entries:
             masks[name][at] = 0.0
-        if self.loss(layout) <= self.target:
+        if self._meets_target(layout):
             return True
         for name, at in entries:
             masks[name][at] = 1.0
         return False
+
+    def _meets_target(self, layout: Layout) -> bool:
+        """Whether the mean loss is at most the target; losses are positive, so a part of the examples can refuse."""
+        self.runs += 1
+        total = 0.0
+        with torch.no_grad():
+            for part in self.parts:
+                total += float(losses(layout(*part.inputs), part).sum())
+                if total > self.target * self.n:
+                    return False
+        return True
 
     def _attribution(self, layout: Layout, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """First-order estimate of what removing each entry adds to the loss: minus the gradient at mask 1."""
@@ -154,6 +170,13 @@ class _Trim:
         if trial == circuit:
             return circuit
         return trial if self.loss(compact(self.model, trial, self.reference)) <= self.target else circuit
+
+
+def _element(layout: Layout, kind: str, entry: Entry) -> Entry:
+    """The entry of a layout's mask as the element of the graph that it is, whatever the layout."""
+    name, at = entry
+    index = (layout.node_index[name],) if kind == "nodes" else layout.edge_index[name]
+    return name, tuple(int(ids[i]) for ids, i in zip(index, at, strict=True))
 
 
 def drop_dangling(circuit: Circuit) -> Circuit:

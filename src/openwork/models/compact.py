@@ -67,17 +67,15 @@ class TransformerLayout(Layout):
         tokens, at = inputs[0], inputs[1] if len(inputs) > 1 else None
         key = tuple(id(t) for t in inputs)
         begun = self._begun[key] = self._begun.get(key) or self._begin(inputs)
-        x = begun.start
-        stage = 0
-        for attn, mlp in zip(self.attn, self.mlp, strict=True):
-            for part in (attn, mlp):
-                x = part(x, begun.rest[stage])
-                stage += 1
-        rest, last = begun.rest[stage], tokens
-        if at is not None:
-            rows = torch.arange(len(tokens))
-            x, rest, last = x[rows, at], rest[rows, at], tokens[rows, at]
-        h = self.read("final.in", x, rest, self.transformer.norm)
+        x, rest, last = begun.start, begun.rest, tokens
+        for i, (attn, mlp) in enumerate(zip(self.attn, self.mlp, strict=True)):
+            asked = at if i + 1 == len(self.attn) else None  # of the last block only the position asked matters
+            x = attn(x, rest[2 * i], asked)
+            if asked is not None:
+                rows = torch.arange(len(tokens))
+                rest, last = tuple(r[rows, asked] for r in rest), tokens[rows, asked]
+            x = mlp(x, rest[2 * i + 1])
+        h = self.read("final.in", x, rest[-1], self.transformer.norm)
         out = h @ self.w_out.T + self.b_out
         if self.transformer.bigram is not None:
             table = self.transformer.bigram[last]
@@ -192,15 +190,19 @@ class _AttentionPart:
             self.rows[p] = at[at >= 0]
         self.silent = not len(writes)
 
-    def __call__(self, x: Tensor, rest: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, rest: Tensor, at: Tensor | None = None) -> Tensor:
+        """The stream after this part, [B, T, U]; with positions `at` [B], only there: [B, U]."""
         layout, name = self.layout, self.name
+        rows = torch.arange(len(x))
+        here = x if at is None else x[rows, at]
         if self.silent:
-            return layout.write(f"{name}.write", x, x)
+            return layout.write(f"{name}.write", here, here)
         if not len(self.heads):
-            return layout.write(f"{name}.write", x, self.out.constant.expand(*x.shape[:-1], -1))
+            return layout.write(f"{name}.write", here, self.out.constant.expand(*here.shape[:-1], -1))
         h = layout.read(f"{name}.in", x, rest, self.norm)
-        q, k, v = (self._channels(p, h) for p in "qkv")
-        pattern = self._pattern(q, k)  # [B, H, T, T]
+        k, v = self._channels("k", h), self._channels("v", h)
+        q = self._channels("q", h if at is None else h[rows, at][:, None])
+        pattern = self._pattern(q, k, at)  # [B, H, T, T], or [B, H, 1, T]
         y = (pattern @ v).transpose(1, 2).flatten(-2)  # [B, T, C]
         w = self.out.weight()  # [writes, kept v]
         r_v = layout.r[f"{name}.v"]
@@ -212,7 +214,7 @@ class _AttentionPart:
         else:  # what a frozen channel delivers shrinks with the share that the sink takes
             mass = pattern.sum(-1).transpose(1, 2)  # [B, T, H]
             out = out + mass @ gone[:, self.channels].unflatten(-1, (len(self.heads), -1)).sum(-1).T
-        return layout.write(f"{name}.write", x, out)
+        return layout.write(f"{name}.write", here, out if at is None else out[:, 0])
 
     def _channels(self, p: str, h: Tensor) -> Tensor:
         """All channels of the heads in use, [B, H, T, d_head]; those outside the circuit send their reference."""
@@ -222,10 +224,10 @@ class _AttentionPart:
         full = full.index_copy(-1, self.rows[p], live)
         return full.unflatten(-1, (len(self.heads), -1)).transpose(1, 2)
 
-    def _pattern(self, q: Tensor, k: Tensor) -> Tensor:
-        t = q.shape[-2]
-        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        logits = logits.masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -torch.inf)
+    def _pattern(self, q: Tensor, k: Tensor, at: Tensor | None) -> Tensor:
+        t = torch.arange(k.shape[-2])
+        later = t > (t[:, None] if at is None else at[:, None, None, None])  # [T, T], or [B, 1, 1, T]
+        logits = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(later, -torch.inf)
         if self.sink is None:
             return logits.softmax(-1)
         sink = self.sink.detach()[self.heads].view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
