@@ -6,7 +6,7 @@ import torch
 
 from openwork import patching
 from openwork.circuit import Circuit
-from openwork.discover.masks import calibrated
+from openwork.discover.masks import MaskSettings, calibrated, learned_masks
 from openwork.discover.trim import drop_dangling, trim
 from openwork.models import Transformer, TransformerConfig
 from openwork.tasks.task import Split, losses
@@ -116,3 +116,25 @@ def test_buckets_hold_every_example_once_and_give_the_same_losses() -> None:
     assert len(parts) == 3
     assert parts[0].inputs[0].shape[1] < 9
     assert torch.allclose(apart, whole[order], atol=1e-6)
+
+
+def test_masks_start_in_the_order_of_what_ablation_costs() -> None:
+    model, split = planted_model(), examples("discover", 40, 3)
+    found = learned_masks(model, patching.zero_reference(model), split, MaskSettings(target=TARGET, steps=1))
+    assert found.scores is not None
+    wanted = circuit_of(model, PLANTED)
+    n = sum(int(wanted.nodes[s.name].sum()) for s in model.graph().prunable)
+    top = found.scores.top(n)
+    assert all(torch.equal(top[s.name], wanted.nodes[s.name]) for s in model.graph().prunable)
+
+
+def test_a_model_that_is_sure_of_itself_does_not_lose_its_circuit_in_the_search() -> None:
+    """Where the loss is almost zero its gradient says little, and masks that all start alike fall together."""
+    model, split = planted_model(), examples("discover", 40, 3)
+    with torch.no_grad():
+        model.layers[-1].weight.mul_(10)
+    reference = patching.zero_reference(model)
+    found = learned_masks(model, reference, split, MaskSettings(target=TARGET))
+    assert found.circuit is not None
+    assert found.circuit.counts()["nodes"] <= circuit_of(model, PLANTED).counts()["nodes"] + 2
+    assert loss_of(model, found.circuit, split) <= TARGET

@@ -158,6 +158,8 @@ def _learn(
     judge = _Judge(model, reference, choose, s.calibrate)
     price, smooth, best, best_size, log = s.price, math.nan, None, math.inf, []
     aim = s.target  # on the examples tau is learned from; lower where the others lag behind
+    lost = (s.target + math.log(1 + learn.wrong.shape[1])) / 2  # half way to a guess: nothing leads back from there
+    pace = 1.0
     batches = _batches(learn, s, rng)
     for step in range(s.steps):
         batch = next(batches)
@@ -172,7 +174,7 @@ def _learn(
         (task + push * kept).backward()
         torch.nn.utils.clip_grad_norm_(tau.values(), s.clip)
         for group in adam.param_groups:
-            group["lr"] = s.lr * (1 - step / s.steps)
+            group["lr"] = pace * s.lr * (1 - step / s.steps)
         adam.step()
         with torch.no_grad():
             for t in tau.values():
@@ -186,6 +188,12 @@ def _learn(
                 best, best_size = {n: t.detach().cpu().clone() for n, t in tau.items()}, size
             if not math.isnan(exact):
                 aim = max(0.8 * aim, s.target / 10) if exact > s.target else min(1.1 * aim, s.target)
+            elif smooth > lost and best is not None:
+                pace, smooth = pace / 3, s.target
+                adam.state.clear()
+                with torch.no_grad():
+                    for n, t in tau.items():
+                        t.copy_(best[n])
             log.append({"step": step + 1, "loss": smooth, "exact": exact, "nodes": size, "price": price, "aim": aim})
         if progress is not None:
             progress(step + 1, s.steps)
