@@ -83,6 +83,14 @@ def test_a_finished_comparison_is_not_made_again(digits: tuple[Path, dict[str, A
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_that_was_refused_its_corpus_may_be_given_another(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no file or folder"):
+        bench.train_run("python", "topk", 0.5, tmp_path / "run", corpus=tmp_path / "absent")
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no files in"):
+        bench.train_run("python", "topk", 0.5, tmp_path / "run", preset="smoke", corpus=empty)
+
+
 def test_other_settings_do_not_overwrite_a_comparison(digits: tuple[Path, dict[str, Any]]) -> None:
     out, _ = digits
     with pytest.raises(UsageError, match=r"other settings \(seed differ\)"):

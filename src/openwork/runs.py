@@ -111,21 +111,23 @@ def open_run(path: Path) -> Run:
 
 
 def begin_run(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes run.yaml; refuses a folder whose run.yaml asks for something else."""
+    """Writes run.yaml; refuses a folder that holds data or results of a run with other settings."""
     wanted = json.loads(json.dumps(plain(settings)))
     at = path / "run.yaml"
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; --out names the folder to write.")
+    names = {p.name for p in path.iterdir()} if path.exists() else set()
     if at.exists():
         have = read_yaml(at)
         changed = sorted(k for k in have.keys() | wanted.keys() if have.get(k) != wanted.get(k))
-        if changed:
+        if not changed:
+            return
+        if names != {"run.yaml"}:  # alone it is what a run left that was refused its data
             raise UsageError(
                 f"{path} holds a run with other settings ({', '.join(changed)} differ); "
                 "choose another --out or delete that folder."
             )
-        return
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; --out names the folder to write.")
-    if path.exists() and any(p.name != "data" for p in path.iterdir()):
+    elif names - {"data"}:
         raise UsageError(f"{path} is not empty and holds no run; choose another --out.")
     path.mkdir(parents=True, exist_ok=True)
     store.write_yaml(at, wanted)
