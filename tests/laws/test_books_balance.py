@@ -158,3 +158,27 @@ def test_a_compacted_circuit_computes_what_the_circuit_does(name: str, kind: str
             circuit = Circuit.from_nodes(graph, nodes, support(model))
             layout = patching.compact(model, circuit, reference)
             torch.testing.assert_close(layout(*inputs), run(model, inputs, circuit, reference), **CLOSE)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.no_grad()
+def test_a_layout_forgets_nothing_between_runs(name: str) -> None:
+    """Masks are changed and put back part by part, on two inputs in turn; every run is that of a fresh general layout."""
+    model = make(name)
+    graph = graph_of(model)
+    inputs = inputs_of(model)[-1]
+    others = (inputs[0].roll(1, 0), *inputs[1:])
+    reference, _ = reference_of("mean", model, inputs)
+    g = torch.Generator().manual_seed(0)
+    nodes = {s.name: torch.rand(s.size, generator=g) < 0.8 for s in graph.prunable}
+    circuit = Circuit.from_nodes(graph, nodes, support(model))
+    layout, plain = patching.compact(model, circuit, reference), patching.Layout(model, circuit, reference)
+    layout(*inputs)
+    masks = [n for group in ("nodes", "edges") for n, m in getattr(layout, group).items() if m.numel()]
+    for step in range(4 * len(masks)):
+        n = masks[int(torch.randint(len(masks), (), generator=g))]
+        value = torch.rand((), generator=g).round().item()
+        for either in (layout, plain):
+            (either.nodes if n in either.nodes else either.edges)[n].flatten()[0] = value
+        x = (inputs, others)[step % 2]
+        torch.testing.assert_close(layout(*x), plain(*x), **CLOSE)

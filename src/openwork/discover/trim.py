@@ -1,9 +1,9 @@
 """Trimming a circuit until no single node or edge can go: what is left is one-minimal on the examples it was given.
 
     1  dangling nodes: those from which no path leads on to the output
-    2  nodes, then single edges: the cheapest first by the gradient of the loss with respect to their masks, in groups
-       that grow where they can go and shrink where they cannot
-    3  from the top until a whole pass removes nothing
+    2  single edges (where asked), then nodes: the cheapest first by the gradient of the loss with respect to their
+       masks, in groups that grow where they can go and shrink where they cannot
+    3  again until a pass over each removes nothing
 
 The gradient only orders the candidates; every removal is decided by an exact run at or below the target.
 Knows a layout and a loss on one split. Does not know where the circuit came from.
@@ -11,6 +11,7 @@ Knows a layout and a loss on one split. Does not know where the circuit came fro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,26 +57,26 @@ def trim(
                 (then `one_minimal` is False): there are thousands of edges, and the cheap ones stand first
     """
     state = _Trim(model, reference, split, target, patience, exhaustive)
-    kinds = ("nodes", "edges") if edges else ("nodes",)
     circuit = state.without_dangling(circuit)
-    complete = True
-    while True:
-        before, complete = _size(circuit, edges), True
-        for kind in kinds:
-            circuit, all_tried = state.pass_over(circuit, kind)
-            complete &= all_tried
-            circuit = state.without_dangling(circuit)
-            if progress is not None:
-                counts = circuit.counts()
-                progress(f"{counts['nodes']} nodes, {counts['edges']} edges after {state.runs} runs")
-        if _size(circuit, edges) == before:
+    kinds = ("edges", "nodes") if edges else ("nodes",)
+    quiet, all_tried = 0, dict.fromkeys(kinds, False)
+    for kind in itertools.cycle(kinds):
+        before = _size(circuit)
+        circuit, all_tried[kind] = state.pass_over(circuit, kind)
+        circuit = state.without_dangling(circuit)
+        if progress is not None:
+            counts = circuit.counts()
+            progress(f"{counts['nodes']} nodes, {counts['edges']} edges after {state.runs} runs")
+        quiet = quiet + 1 if _size(circuit) == before else 0
+        if quiet == len(kinds):
             break
-    return Trimmed(circuit, state.loss(compact(model, circuit, reference)), complete, state.runs)
+    loss = state.loss(compact(model, circuit, reference))
+    return Trimmed(circuit, loss, all(all_tried.values()), state.runs)
 
 
-def _size(circuit: Circuit, edges: bool) -> tuple[int, int]:
+def _size(circuit: Circuit) -> tuple[int, int]:
     counts = circuit.counts()
-    return counts["nodes"], counts["edges"] if edges else 0
+    return counts["nodes"], counts["edges"]
 
 
 class _Trim:
@@ -113,7 +114,7 @@ class _Trim:
             elif not gone:
                 stay.add(_element(layout, kind, left.pop(0)))
                 failed += 1
-                if failed >= self.patience and left and sum(_size(layout.circuit, True)) > self.exhaustive:
+                if failed >= self.patience and left and sum(_size(layout.circuit)) > self.exhaustive:
                     return layout.to_circuit(), False
             if gone > len(left) // 4 or (gone and group <= 1):
                 layout, masks, left = self._begin(layout.to_circuit(), kind)

@@ -25,17 +25,25 @@ if TYPE_CHECKING:
     from openwork.models.transformer import Attention, MLPBlock, Transformer
 
 
+INPUTS_HELD = 16  # a layout remembers its first run on so many inputs
+
+
 @dataclass(frozen=True)
 class _Begun:
-    """What depends on the inputs alone. Holding the inputs keeps their ids, by which this is found, from being reused.
+    """What the first run on some inputs left for the next ones, which differ from it by a few masks.
 
-    start  [B, T, U] the stream after the embedding, channels in use
-    rest   per norm, [B, T] the sum of squares of all other channels
+    inputs   held so that their ids, by which this is found, are not given to others
+    rest     per norm, the sum of squares of all channels not in use: [B, T], or [B] where only one position is asked
+    masks    the masks of that first run
+    streams  what entered each part (attention, MLP, attention, ...): [B, T, U] or [B, U], the channels in use
+
+    A run goes on from the first part whose masks are not those of the first run.
     """
 
     inputs: tuple[Tensor, ...]
-    start: Tensor
     rest: tuple[Tensor, ...]
+    masks: dict[str, Tensor]
+    streams: list[Tensor]
 
 
 class TransformerLayout(Layout):
@@ -54,8 +62,10 @@ class TransformerLayout(Layout):
             used |= circuit.nodes[n]
         self.used = used.nonzero().flatten()  # [U]
         self.place = torch.full((model.config.d_model,), -1).index_copy(0, self.used, torch.arange(len(self.used)))
-        self.attn = [_AttentionPart(self, f"block{i}.attn", b.attn) for i, b in enumerate(model.blocks)]  # type: ignore[arg-type]
-        self.mlp = [_MLPPart(self, f"block{i}.mlp", b.mlp) for i, b in enumerate(model.blocks)]  # type: ignore[arg-type]
+        self.parts: list[_AttentionPart | _MLPPart] = []
+        for i, b in enumerate(model.blocks):
+            self.parts.append(_AttentionPart(self, f"block{i}.attn", b.attn))  # type: ignore[arg-type]
+            self.parts.append(_MLPPart(self, f"block{i}.mlp", b.mlp))  # type: ignore[arg-type]
         w = model.unembed.weight.detach()
         kept = circuit.edges["final.in>logits"].float()
         index = self.node_index["final.in"]
@@ -66,22 +76,36 @@ class TransformerLayout(Layout):
     def __call__(self, *inputs: Tensor) -> Tensor:
         tokens, at = inputs[0], inputs[1] if len(inputs) > 1 else None
         key = tuple(id(t) for t in inputs)
-        begun = self._begun[key] = self._begun.get(key) or self._begin(inputs)
-        x, rest, last = begun.start, begun.rest, tokens
-        for i, (attn, mlp) in enumerate(zip(self.attn, self.mlp, strict=True)):
-            asked = at if i + 1 == len(self.attn) else None  # of the last block only the position asked matters
-            x = attn(x, rest[2 * i], asked)
-            if asked is not None:
-                rows = torch.arange(len(tokens))
-                rest, last = tuple(r[rows, asked] for r in rest), tokens[rows, asked]
-            x = mlp(x, rest[2 * i + 1])
-        h = self.read("final.in", x, rest[-1], self.transformer.norm)
+        new = key not in self._begun
+        begun = self._begun[key] = self._begin(inputs) if new else self._begun[key]
+        first = self._first_change(begun)
+        x, last = begun.streams[first], tokens
+        for i in range(first, len(self.parts)):
+            asked = at if i + 2 == len(self.parts) else None  # of the last block only the position asked matters
+            x = self.parts[i](x, begun.rest[i], asked)
+            if new:
+                begun.streams.append(x.detach())
+        if at is not None:
+            last = tokens[torch.arange(len(tokens)), at]
+        h = self.read("final.in", x, begun.rest[-1], self.transformer.norm)
         out = h @ self.w_out.T + self.b_out
         if self.transformer.bigram is not None:
             table = self.transformer.bigram[last]
             m = self.circuit.nodes["bigram"].float()
             out = out + (m * table + (1 - m) * self.r["bigram"])
         return out
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {**self.nodes, **self.edges}
+
+    def _first_change(self, begun: _Begun) -> int:
+        """The first part that a mask has changed for, or that was not run yet; a gradient needs them all."""
+        now = self._masks()
+        if torch.is_grad_enabled() and any(m.requires_grad for m in now.values()):
+            return 0
+        changed = [n for n, m in now.items() if not torch.equal(m, begun.masks[n])]
+        parts = [i for i, part in enumerate(self.parts) for n in changed if n.startswith(f"{part.name}.")]
+        return min([*parts, len(begun.streams) - 1])
 
     def _begin(self, inputs: tuple[Tensor, ...]) -> _Begun:
         """The stream as the embedding leaves it, and what the channels not in use add to each norm."""
@@ -94,13 +118,17 @@ class TransformerLayout(Layout):
             x = torch.where(keep, x, self.r["embed"])
             unused = (self.place < 0).nonzero().flatten()
             rest, sums = x[..., unused], []
-            start = x[..., self.used]
-            for i in range(model.config.n_layer):
-                for part in (f"block{i}.attn.write", f"block{i}.mlp.write"):
-                    sums.append(rest.square().sum(-1))
-                    rest = rest + self.r[part][unused]
+            for part in self.parts:
+                sums.append(rest.square().sum(-1))
+                rest = rest + self.r[f"{part.name}.write"][unused]
             sums.append(rest.square().sum(-1))
-        return _Begun(inputs, start, tuple(sums))
+            if len(inputs) > 1:  # after the last attention only the position asked is left
+                rows = torch.arange(len(tokens))
+                sums[-2:] = [s[rows, inputs[1]] for s in sums[-2:]]
+            masks = {n: m.detach().clone() for n, m in self._masks().items()}
+        if len(self._begun) >= INPUTS_HELD:
+            del self._begun[next(iter(self._begun))]
+        return _Begun(inputs, tuple(sums), masks, [x[..., self.used]])
 
     def read(self, site: str, x: Tensor, rest: Tensor, norm: nn.RMSNorm) -> Tensor:
         """What the kept nodes of a read site send: [.., kept]."""
@@ -159,7 +187,7 @@ class _MLPPart:
         self.down = _Matrix(layout, f"{name}.act>{name}.write", block.down)
         self.silent = not len(layout.node_index[f"{name}.write"])
 
-    def __call__(self, x: Tensor, rest: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, rest: Tensor, _at: Tensor | None = None) -> Tensor:
         if self.silent:
             return self.layout.write(f"{self.name}.write", x, x)
         h = self.layout.read(f"{self.name}.in", x, rest, self.norm)
@@ -180,15 +208,29 @@ class _AttentionPart:
             joined = joined & layout.circuit.nodes[f"{name}.v"].view(n_head, -1)
         self.heads = joined.any(-1).nonzero().flatten()
         d_head = joined.shape[1]
-        channels = (self.heads[:, None] * d_head + torch.arange(d_head)).flatten()  # [C] channels of these heads
-        self.channels = channels
-        place = torch.full((n_head * d_head,), -1).index_copy(0, channels, torch.arange(len(channels)))
-        self.rows, self.here = {}, {}  # kept channels of these heads: where they go, and which of the kept they are
-        for p in "qkv":
+        self.scale = 1 / math.sqrt(d_head)
+        self.channels = (self.heads[:, None] * d_head + torch.arange(d_head)).flatten()  # [C] all of these heads
+        # A key channel that is constant adds the same to the logits of all keys, which only a sink can feel.
+        everything = torch.ones(n_head * d_head, dtype=torch.bool)
+        keys = layout.circuit.nodes[f"{name}.k"] if self.sink is None else everything
+        self.slots = {p: self._slots(keys, d_head) for p in "qk"}
+        self.slots["v"] = self._slots(layout.circuit.nodes[f"{name}.v"], d_head)
+        self.fixed, self.rows, self.here = {}, {}, {}  # what slots send; where kept channels go, and which these are
+        for p, slots in self.slots.items():
+            self.fixed[p] = torch.where(slots < 0, 0.0, layout.r[f"{name}.{p}"][slots])
+            place = torch.full((n_head * d_head + 1,), -1).index_copy(0, slots % (n_head * d_head + 1), torch.arange(len(slots)))
             at = place[layout.node_index[f"{name}.{p}"]]
             self.here[p] = (at >= 0).nonzero().flatten()
             self.rows[p] = at[at >= 0]
         self.silent = not len(writes)
+
+    def _slots(self, kept: Tensor, d_head: int) -> Tensor:
+        """Channels of the heads in use that matter, head by head, with -1 in front up to the same number: [H * D]."""
+        some = kept.view(-1, d_head)[self.heads]
+        most = int(some.sum(1).max()) if some.numel() else 0
+        order = some.int().argsort(dim=1, stable=True)[:, d_head - most :]
+        channel = self.heads[:, None] * d_head + order
+        return torch.where(some.gather(1, order), channel, -1).flatten()
 
     def __call__(self, x: Tensor, rest: Tensor, at: Tensor | None = None) -> Tensor:
         """The stream after this part, [B, T, U]; with positions `at` [B], only there: [B, U]."""
@@ -203,7 +245,7 @@ class _AttentionPart:
         k, v = self._channels("k", h), self._channels("v", h)
         q = self._channels("q", h if at is None else h[rows, at][:, None])
         pattern = self._pattern(q, k, at)  # [B, H, T, T], or [B, H, 1, T]
-        y = (pattern @ v).transpose(1, 2).flatten(-2)  # [B, T, C]
+        y = (pattern @ v).transpose(1, 2).flatten(-2)  # [B, T, H * D]
         w = self.out.weight()  # [writes, kept v]
         r_v = layout.r[f"{name}.v"]
         out = y[..., self.rows["v"]] @ w[:, self.here["v"]].T + self.out.bias
@@ -217,17 +259,15 @@ class _AttentionPart:
         return layout.write(f"{name}.write", here, out if at is None else out[:, 0])
 
     def _channels(self, p: str, h: Tensor) -> Tensor:
-        """All channels of the heads in use, [B, H, T, d_head]; those outside the circuit send their reference."""
-        site = f"{self.name}.{p}"
-        live = self.layout.blend(site, self.parts[p](h))[..., self.here[p]]
-        full = self.layout.r[site][self.channels].expand(*h.shape[:-1], -1)
-        full = full.index_copy(-1, self.rows[p], live)
+        """The slots of the heads in use, [B, H, T, D]; channels outside the circuit send their reference."""
+        live = self.layout.blend(f"{self.name}.{p}", self.parts[p](h))[..., self.here[p]]
+        full = self.fixed[p].expand(*h.shape[:-1], -1).index_copy(-1, self.rows[p], live)
         return full.unflatten(-1, (len(self.heads), -1)).transpose(1, 2)
 
     def _pattern(self, q: Tensor, k: Tensor, at: Tensor | None) -> Tensor:
         t = torch.arange(k.shape[-2])
         later = t > (t[:, None] if at is None else at[:, None, None, None])  # [T, T], or [B, 1, 1, T]
-        logits = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(later, -torch.inf)
+        logits = (q @ k.transpose(-1, -2) * self.scale).masked_fill(later, -torch.inf)
         if self.sink is None:
             return logits.softmax(-1)
         sink = self.sink.detach()[self.heads].view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)

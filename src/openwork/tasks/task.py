@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Split:
     wrong: Tensor
     pair: Tensor
     texts: tuple[str, ...]
+    _parts: dict[int, tuple[tuple[Tensor, Split], ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.answer)
@@ -73,12 +74,14 @@ class Split:
     def buckets(self, n: int) -> tuple[tuple[Tensor, Split], ...]:
         """The examples in at most `n` parts of like length without needless padding, each with its places [K] here.
 
-        The same examples in another order, which run sooner.
+        The same examples in another order, which run sooner; asked again, the same tensors.
         """
-        if self.tight() is self:
-            return ((torch.arange(len(self)), self),)
-        order = torch.argsort(self.inputs[1], stable=True)
-        return tuple((part, self.take(part).tight()) for part in order.chunk(n) if len(part))
+        if n not in self._parts:
+            order = torch.arange(len(self)) if self.tight() is self else torch.argsort(self.inputs[1], stable=True)
+            whole = ((order, self),)
+            some = tuple((part, self.take(part).tight()) for part in order.chunk(n) if len(part))
+            self._parts[n] = whole if self.tight() is self else some
+        return self._parts[n]
 
     def halves(self) -> tuple[Split, Split]:
         """Two disjoint halves, dealt out pair by pair so that counterparts stay together."""
