@@ -64,7 +64,7 @@ def _language(steps: int, batch: int, model: Settings, density: float, sparse_lr
 QUOTES: dict[str, Preset] = {
     "cpu": Preset(
         corpus=CorpusSettings(vocab=1024, megabytes=8.0, mix=0.5),
-        **_language(3000, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 1.5e-2, 4e-3),
+        **_language(2500, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 1.5e-2, 4e-3),
         examples=512,
     ),
     "gpu": Preset(

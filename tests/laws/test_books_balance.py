@@ -163,7 +163,7 @@ def test_a_compacted_circuit_computes_what_the_circuit_does(name: str, kind: str
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.no_grad()
 def test_a_layout_forgets_nothing_between_runs(name: str) -> None:
-    """Masks are changed and put back part by part, on two inputs in turn; every run is that of a fresh general layout."""
+    """Masks are changed and put back part by part, on two inputs in turn; every run is that of a general layout."""
     model = make(name)
     graph = graph_of(model)
     inputs = inputs_of(model)[-1]

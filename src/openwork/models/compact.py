@@ -135,7 +135,7 @@ class TransformerLayout(Layout):
         eps = norm.eps if norm.eps is not None else torch.finfo(x.dtype).eps
         scale = torch.rsqrt((x.square().sum(-1) + rest) / self.transformer.config.d_model + eps)
         index = self.node_index[site]
-        h = x[..., self.place[index]] * scale[..., None]
+        h = x.index_select(-1, self.place[index]) * scale[..., None]
         if norm.weight is not None:
             h = h * norm.weight.detach()[index]
         return self.blend(site, h)
@@ -218,7 +218,8 @@ class _AttentionPart:
         self.fixed, self.rows, self.here = {}, {}, {}  # what slots send; where kept channels go, and which these are
         for p, slots in self.slots.items():
             self.fixed[p] = torch.where(slots < 0, 0.0, layout.r[f"{name}.{p}"][slots])
-            place = torch.full((n_head * d_head + 1,), -1).index_copy(0, slots % (n_head * d_head + 1), torch.arange(len(slots)))
+            n = n_head * d_head
+            place = torch.full((n + 1,), -1).index_copy(0, slots % (n + 1), torch.arange(len(slots)))
             at = place[layout.node_index[f"{name}.{p}"]]
             self.here[p] = (at >= 0).nonzero().flatten()
             self.rows[p] = at[at >= 0]
@@ -248,7 +249,7 @@ class _AttentionPart:
         y = (pattern @ v).transpose(1, 2).flatten(-2)  # [B, T, H * D]
         w = self.out.weight()  # [writes, kept v]
         r_v = layout.r[f"{name}.v"]
-        out = y[..., self.rows["v"]] @ w[:, self.here["v"]].T + self.out.bias
+        out = y.index_select(-1, self.rows["v"]) @ w[:, self.here["v"]].T + self.out.bias
         gone = self.out.ablated.clone()  # [writes, all v]: weights of edges outside the circuit or under the mask
         gone = gone.index_add(1, layout.node_index[f"{name}.v"], self.out.kept - w) * r_v
         if self.sink is None:
@@ -260,7 +261,7 @@ class _AttentionPart:
 
     def _channels(self, p: str, h: Tensor) -> Tensor:
         """The slots of the heads in use, [B, H, T, D]; channels outside the circuit send their reference."""
-        live = self.layout.blend(f"{self.name}.{p}", self.parts[p](h))[..., self.here[p]]
+        live = self.layout.blend(f"{self.name}.{p}", self.parts[p](h)).index_select(-1, self.here[p])
         full = self.fixed[p].expand(*h.shape[:-1], -1).index_copy(-1, self.rows[p], live)
         return full.unflatten(-1, (len(self.heads), -1)).transpose(1, 2)
 
