@@ -318,7 +318,10 @@ def _require(data: dict[str, Any], path: Path, keys: str) -> dict[str, Any]:
 def check_sha256(path: Path, data: bytes, expected: Any) -> None:
     """Refuses bytes that are not the ones that were written."""
     if sha256(data) != expected:
-        raise RunError(f"{path} is damaged or was changed: its SHA-256 is not the one noted beside it.")
+        raise RunError(
+            f"{path} is damaged or was changed: its SHA-256 is not the one noted beside it. "
+            "Restore its folder from a copy, or delete it and run again what made it."
+        )
 
 
 def read_arrays(path: Path, expected: Any = None) -> Arrays:
