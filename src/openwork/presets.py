@@ -51,12 +51,14 @@ def _snapshots(steps: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(steps * share / 40)) for share in range(2, 40)}))
 
 
-def _language(steps: int, batch: int, model: Settings, density: float, sparse_lr: float, dense_lr: float) -> Settings:
+def _language(
+    steps: int, batch: int, model: Settings, density: float, sparse_lr: float, dense_lr: float, annealed: float = 0.5
+) -> Settings:
     return {
         "model": {"kind": "transformer", **model},
         "sparse": {"steps": steps, "lr": sparse_lr},
         "dense": {"steps": steps, "lr": dense_lr, "snapshots": _snapshots(steps)},
-        "topk": {"density": density},
+        "topk": {"density": density, "anneal_until": annealed},
         "batch": batch,
     }
 
@@ -64,7 +66,7 @@ def _language(steps: int, batch: int, model: Settings, density: float, sparse_lr
 QUOTES: dict[str, Preset] = {
     "cpu": Preset(
         corpus=CorpusSettings(vocab=1024, megabytes=8.0, mix=0.5),
-        **_language(2500, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 1.5e-2, 4e-3),
+        **_language(2600, 8, {"vocab": 1024, "n_layer": 2, "d_model": 128, "n_ctx": 128}, 0.05, 1.5e-2, 4e-3, 0.05),
         examples=512,
     ),
     "gpu": Preset(
