@@ -9,6 +9,7 @@ chosen. Runs that are done are not made again.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 from pathlib import Path
@@ -24,6 +25,7 @@ from openwork.progress import Progress
 from openwork.runs import find_circuit, method_settings, train_plan
 from openwork.tasks.corpus import build_corpus
 from openwork.tasks.python_code import TASKS
+from openwork.training import TrainSettings
 from openwork.workers import Job, map_jobs
 
 Result = dict[str, Any]
@@ -48,7 +50,10 @@ def main() -> None:
         searches = {(key, t): (out, t, METHOD, settings) for key, out in runs.items() for t in TASKS}
         jobs = [Job(f"{args[0].name}: {args[1]}", find_circuit, args) for args in searches.values()]
         found = dict(zip(searches, map_jobs(jobs, asked.workers, progress), strict=True))
-    rows = [row(u, [(trained[u, s], [found[(u, s), t] for t in TASKS]) for s in asked.seeds]) for u in asked.until]
+    rows = [
+        row(u, [(trained[u, s], [found[(u, s), t] for t in TASKS], runs[u, s]) for s in asked.seeds])
+        for u in asked.until
+    ]
     write_text(PAGE, page(rows, asked.until, asked.seeds))
     print(PAGE)
 
@@ -59,29 +64,40 @@ def plan(until: float, seed: int) -> Any:
     return plans_of("python", chosen, seed, "cpu")["sparse"]
 
 
-def row(until: float, seeds: list[tuple[Result, list[Result]]]) -> list[str]:
+def row(until: float, seeds: list[tuple[Result, list[Result], Path]]) -> list[str]:
     """One line: means over seeds, geometric means over tasks and seeds."""
-    losses = [t["held_out"] for t, _ in seeds]
-    found = [f for _, tasks in seeds for f in tasks]
+    losses = [t["held_out"] for t, _, _ in seeds]
+    found = [f for _, tasks, _ in seeds for f in tasks]
     ok = [f for f in found if f["status"] == "ok"]
-    edges = [f["node_based"]["edges"] if f["status"] == "ok" else t["block_nonzero"] for t, fs in seeds for f in fs]
+    edges = [f["node_based"]["edges"] if f["status"] == "ok" else t["block_nonzero"] for t, fs, _ in seeds for f in fs]
     return [
         f"{until:g}", f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})",
         f"{len(ok)} of {len(found)}", f"{math.exp(statistics.fmean(math.log(max(e, 1)) for e in edges)):.0f}",
+        f"{100 * statistics.fmean(churn(out, until) for *_, out in seeds):.1f} %",
     ]  # fmt: skip
+
+
+def churn(run: Path, until: float) -> float:
+    """Mean share of the kept weights that were not kept one record earlier, from the end of annealing on."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return statistics.fmean(r["churn"] for r in records if r["step"] > until * PRESET.sparse["steps"])
 
 
 def page(rows: list[list[str]], until: list[float], seeds: list[int]) -> str:
     """The page as Markdown."""
     command = f"python benchmarks/anneal.py --until {' '.join(f'{u:g}' for u in until)} --seeds"
+    every = TrainSettings().log_every
     head = ["annealed over", "loss on real Python (nats per token)", "circuits found", "edges, geometric mean"]
+    head += [f"kept weights replaced in {every} steps"]
     return (
         "# How fast should the weights become sparse?\n\n"
         f"Made by `{command} {' '.join(map(str, seeds))}`: the sparse model of the preset `cpu` "
         f"({PRESET.sparse['steps']} steps, density {PRESET.topk['density']:g}), {len(seeds)} training seeds and "
         f"{len(TASKS)} tasks. Only the share of the run over which the density falls from 1 to its final value "
-        "differs. All figures are from the discover split, on which the preset's value was chosen. A task without a circuit "
-        "counts with all block weights of its model.\n\n" + table(head, rows) + "\n"
+        "differs. All figures are from the discover split, on which the preset's value was chosen. A task without a "
+        "circuit counts with all block weights of its model. Weights replaced are counted after annealing.\n\n"
+        + table(head, rows)
+        + "\n"
     )
 
 
