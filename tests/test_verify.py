@@ -222,6 +222,7 @@ def test_a_circuit_that_is_right_for_its_own_reasons_does_not_err_alike() -> Non
     assert e.details["mistakes"]["n"] == 16
     assert e.details["mistakes"]["agreement"] == 0.0
     assert e.details["mistakes"]["verdict"] == FAILS
+    assert e.verdict == FAILS
 
 
 def test_agreement_is_no_easier_where_every_example_has_answers_of_its_own() -> None:
