@@ -27,7 +27,7 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
+        tab = chromium.new_page(viewport={"width": 1400, "height": 1000})
         tab.goto((asked.run / "page.html").resolve().as_uri())
         tab.wait_for_timeout(500)
         tab.locator("section.circuits .stage").first.screenshot(path=asked.out)
