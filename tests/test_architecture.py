@@ -18,7 +18,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A room may import the rooms of earlier floors; rooms of one floor only where `SAME_FLOOR` says so.
 FLOORS = {
-    "values": {"errors", "graph", "circuit", "stats", "files", "threads", "progress", "tables"},
+    "values": {"errors", "graph", "circuit", "stats", "files", "threads", "progress", "tables", "settings"},
     "tools": {"patching", "structure", "gomory_hu", "store", "workers"},
     "subjects": {"tasks", "models"},
     "stages": {"training", "discover", "verify", "explain", "views", "export"},

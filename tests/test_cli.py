@@ -70,30 +70,33 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
 @pytest.mark.parametrize(
     ("line", "asked"),
     [
-        ("run quotes", ("run_quotes", (Path("runs/quotes"), "cpu", 0, "cpu", None, None, None))),
+        ("run quotes", ("run_quotes", (Path("runs/quotes"), "cpu", 0, "cpu", None, None, None, ()))),
         (
             "run quotes --preset gpu --out o --seed 3 --corpus c --workers 2 --tasks for_while my.jsonl",
-            ("run_quotes", (Path("o"), "gpu", 3, "cuda", Path("c"), 2, ("for_while", "my.jsonl"))),
+            ("run_quotes", (Path("o"), "gpu", 3, "cuda", Path("c"), 2, ("for_while", "my.jsonl"), ())),
         ),
-        ("run digits --device cuda:1", ("run_digits", (Path("runs/digits"), "cpu", 0, "cuda:1", None))),
-        ("run digits --preset gpu --device cpu", ("run_digits", (Path("runs/digits"), "gpu", 0, "cpu", None))),
+        ("run digits --device cuda:1", ("run_digits", (Path("runs/digits"), "cpu", 0, "cuda:1", None, ()))),
+        (
+            "run digits --preset gpu --device cpu --set topk.biases=true masks.steps=9",
+            ("run_digits", (Path("runs/digits"), "gpu", 0, "cpu", None, ("topk.biases=true", "masks.steps=9"))),
+        ),
         (
             "train --task python --regime topk --density 0.05 --out runs/a",
-            ("train_run", ("python", "topk", 0.05, Path("runs/a"), None, "cpu", 0, "cpu", None)),
+            ("train_run", ("python", "topk", 0.05, Path("runs/a"), None, "cpu", 0, "cpu", None, ())),
         ),
         (
             "train --task digits --regime l1 --steps 7 --seed 1 --preset smoke",
-            ("train_run", ("digits", "l1", None, Path("runs/digits-l1"), 7, "smoke", 1, "cpu", None)),
+            ("train_run", ("digits", "l1", None, Path("runs/digits-l1"), 7, "smoke", 1, "cpu", None, ())),
         ),
         ("tasks", ("list_tasks", (None,))),
         ("tasks --run runs/a", ("list_tasks", (Path("runs/a"),))),
         (
             "discover runs/a --task single_double_quote",
-            ("discover_run", (Path("runs/a"), "single_double_quote", "masks", 0.15, 0)),
+            ("discover_run", (Path("runs/a"), "single_double_quote", "masks", 0.15, 0, ())),
         ),
         (
-            "discover runs/a --task t.jsonl --method other --target 0.3 --seed 2",
-            ("discover_run", (Path("runs/a"), "t.jsonl", "other", 0.3, 2)),
+            "discover runs/a --task t.jsonl --method other --target 0.3 --seed 2 --set calibrate=true",
+            ("discover_run", (Path("runs/a"), "t.jsonl", "other", 0.3, 2, ("calibrate=true",))),
         ),
         ("verify runs/a --circuit c --seed 4", ("verify_run", (Path("runs/a"), "c", 4))),
         ("show runs/a", ("show_run", (Path("runs/a"),))),
@@ -112,11 +115,11 @@ def test_the_bench_takes_what_the_command_line_passes() -> None:
     real = pytest.importorskip("openwork.bench")
     progress = Progress(enabled=False)
     for name, args in (
-        ("run_quotes", (Path("o"), "cpu", 0, "cpu", None, None, None, progress)),
-        ("run_digits", (Path("o"), "cpu", 0, "cpu", None, progress)),
-        ("train_run", ("python", "topk", 0.05, Path("o"), None, "cpu", 0, "cpu", None, progress)),
+        ("run_quotes", (Path("o"), "cpu", 0, "cpu", None, None, None, (), progress)),
+        ("run_digits", (Path("o"), "cpu", 0, "cpu", None, (), progress)),
+        ("train_run", ("python", "topk", 0.05, Path("o"), None, "cpu", 0, "cpu", None, (), progress)),
         ("list_tasks", (None,)),
-        ("discover_run", (Path("o"), "t", "masks", 0.15, 0, progress)),
+        ("discover_run", (Path("o"), "t", "masks", 0.15, 0, (), progress)),
         ("verify_run", (Path("o"), "c", 0, progress)),
         ("show_run", (Path("o"),)),
         ("view_run", (Path("o"), progress)),
@@ -132,7 +135,7 @@ def test_a_yaml_file_gives_values_and_flags_win(bench: FakeBench, tmp_path: Path
     file.write_text(yaml.safe_dump({"seed": 5, "tasks": ["for_while", "with_open"], "preset": "smoke", "out": "there"}))
     assert cli.main(["run", "quotes", "--config", str(file), "--seed", "6"]) == 0
     assert bench.asked == (
-        "run_quotes", (Path("there"), "smoke", 6, "cpu", None, None, ("for_while", "with_open"))
+        "run_quotes", (Path("there"), "smoke", 6, "cpu", None, None, ("for_while", "with_open"), ())
     )  # fmt: skip
 
 

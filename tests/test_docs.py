@@ -18,8 +18,9 @@ import yaml
 from openwork import cli
 from openwork.discover import METHODS
 from openwork.models import MODELS
+from openwork.presets import QUOTES
 from openwork.tasks import SUBJECT_TASKS
-from openwork.training import REGIMES
+from openwork.training import REGIMES, TrainSettings
 from openwork.verify import VERIFIERS
 from test_architecture import FLOORS
 
@@ -158,6 +159,14 @@ def test_the_commands_page_names_every_flag_and_no_other() -> None:
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_that_the_commands_page_names_exist() -> None:
+    groups = {**QUOTES["cpu"].groups(), "training": TrainSettings}
+    named = [s.split(".") for s in code_spans(ROOT / "docs" / "commands.md") if re.fullmatch(r"[a-z]+\.[a-z_]+", s)]
+    assert len(named) > 10
+    for group, name in named:
+        assert name in groups[group].model_fields, f"{group}.{name}"
 
 
 def test_the_docs_list_what_there_is() -> None:

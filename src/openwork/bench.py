@@ -41,12 +41,13 @@ from openwork.runs import (
     show_run,
     train_plan,
 )
+from openwork.settings import assigned, filled
 from openwork.tasks.corpus import build_corpus
 from openwork.tasks.images import DIGIT_TASKS
 from openwork.tasks.python_code import TASKS
 from openwork.tasks.subjects import SUBJECTS
 from openwork.threads import available_cores
-from openwork.training import REGIMES
+from openwork.training import REGIMES, TrainSettings
 from openwork.verify import control
 from openwork.views.page import build_page
 from openwork.workers import Job, map_jobs
@@ -67,10 +68,14 @@ def run_quotes(
     corpus: Path | None = None,
     workers: int | None = None,
     tasks: Sequence[str] | None = None,
+    settings: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
-    """Real Python source to checked circuits on a page: trains, discovers, verifies, lays out, compares."""
-    chosen = _preset(QUOTES, preset)
+    """Real Python source to checked circuits on a page: trains, discovers, verifies, lays out, compares.
+
+    settings  changes to the preset, each as "group.name=value"; groups: corpus, model, sparse, dense, topk, masks
+    """
+    chosen = _preset(QUOTES, preset, settings)
     names = tuple(tasks) if tasks else chosen.tasks or tuple(TASKS)
     for name in names:
         if name not in TASKS and not name.endswith(".jsonl"):
@@ -85,18 +90,19 @@ def run_digits(
     seed: int = 0,
     device: str = "cpu",
     workers: int | None = None,
+    settings: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
     """The same for a multilayer perceptron and scikit-learn's embedded digits."""
-    chosen = _preset(DIGITS, preset)
+    chosen = _preset(DIGITS, preset, settings)
     names = chosen.tasks or tuple(DIGIT_TASKS)
     return _compare("digits", out, chosen, preset, seed, device, None, workers, names, progress or Progress(False))
 
 
-def _preset(presets: dict[str, Preset], name: str) -> Preset:
+def _preset(presets: dict[str, Preset], name: str, settings: Sequence[str] = ()) -> Preset:
     if name not in presets:
         raise unknown("preset", name, presets)
-    return presets[name]
+    return presets[name].changed(assigned(settings, presets[name].groups()))
 
 
 def _compare(
@@ -317,9 +323,14 @@ def train_run(
     seed: int = 0,
     device: str = "cpu",
     corpus: Path | None = None,
+    settings: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
-    """Trains one model into a run folder."""
+    """Trains one model into a run folder.
+
+    settings  changes to the preset, each as "group.name=value"; groups: training, model, the regime's name and, for
+              Python source, corpus
+    """
     progress = progress or Progress(False)
     _device(device)
     if task not in SUBJECTS:
@@ -329,9 +340,14 @@ def train_run(
     if density is not None and regime != "topk":
         raise UsageError(f"--density is a setting of the regime topk; {regime} has none.")
     p = _preset(QUOTES if task == "python" else DIGITS, preset)
+    changes = assigned(settings, ("training", regime, "model", *(["corpus"] if p.corpus else [])))
+    p = p.changed({g: changes[g] for g in ("corpus", "model") if g in changes})
     options = {"topk": p.topk}.get(regime, {}) | ({"density": density} if density is not None else {})
+    options |= changes.get(regime, {})
     training = (p.sparse if regime == "topk" else p.dense) | {"seed": seed, "snapshots": ()}
-    training |= {"steps": steps} if steps else {}
+    training |= ({"steps": steps} if steps else {}) | changes.get("training", {})
+    training = filled(TrainSettings, training, "settings of training")
+    options = filled(REGIMES[regime][1], options, f"settings of {regime}")
     plan = Plan(task, "data", p.model, training, {regime: options}, p.examples, seed, p.batch, device)
     begin_run(out, plan.settings())
     if task == "python":
@@ -341,11 +357,21 @@ def train_run(
 
 
 def discover_run(
-    run: Path, task: str, method: str, target: float, seed: int, progress: Progress | None = None
+    run: Path,
+    task: str,
+    method: str,
+    target: float,
+    seed: int,
+    settings: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Result:
-    """Looks for the circuit of a task in a trained model."""
-    settings = method_settings(method, target=target, seed=seed)
-    job = Job(f"discover {Path(task).stem}", find_circuit, (run, task, method, settings, f"discover {Path(task).stem}"))
+    """Looks for the circuit of a task in a trained model.
+
+    settings  of the method, each as "name=value"
+    """
+    values = method_settings(method, **{"target": target, "seed": seed, **assigned(settings)})
+    label = f"discover {Path(task).stem}"
+    job = Job(label, find_circuit, (run, task, method, values, label))
     (found,) = map_jobs([job], 1, progress or Progress(False))
     return {"run": str(run), **found}
 

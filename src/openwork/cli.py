@@ -83,6 +83,10 @@ class TrainingOptions(SeedOptions):
     )
     corpus: Path | None = Field(default=None, description="Your own Python files, instead of the standard library's.")
 
+    settings: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True)] = Field(
+        default=(), description="Any setting of the preset, as GROUP.NAME=VALUE; a wrong name lists what there is."
+    )
+
     def device_name(self) -> str:
         """The device with "auto" decided."""
         if self.device != "auto":
@@ -124,6 +128,9 @@ class DiscoverOptions(SeedOptions):
     task: str = Field(description="Name of a task (see openwork tasks) or a JSONL file of your own.")
     method: str = Field(default="masks", description="Way of searching.")
     target: float = Field(default=0.15, gt=0, description="Task loss in nats that the circuit has to reach.")
+    settings: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True)] = Field(
+        default=(), description="Any setting of the method, as NAME=VALUE; a wrong name lists what there is."
+    )
 
 
 class VerifyOptions(SeedOptions):
@@ -168,8 +175,12 @@ def run(what: Literal["quotes", "digits"], /, *, options: Annotated[RunOptions, 
         from openwork import bench
 
         if what == "digits":
-            return bench.run_digits(out, options.preset, options.seed, device, options.workers, progress)
-        return bench.run_quotes(out, options.preset, options.seed, device, corpus, options.workers, tasks, progress)
+            return bench.run_digits(
+                out, options.preset, options.seed, device, options.workers, options.settings, progress
+            )
+        return bench.run_quotes(
+            out, options.preset, options.seed, device, corpus, options.workers, tasks, options.settings, progress
+        )
 
     execute(body, options)
 
@@ -186,7 +197,7 @@ def train(*, options: Annotated[TrainOptions, Flat]) -> None:
         from openwork import bench
 
         return bench.train_run(
-            o.task, o.regime, o.density, out, o.steps, o.preset, o.seed, o.device_name(), o.corpus, progress
+            o.task, o.regime, o.density, out, o.steps, o.preset, o.seed, o.device_name(), o.corpus, o.settings, progress
         )
 
     execute(body, options)
@@ -211,7 +222,8 @@ def discover(run: Run, /, *, options: Annotated[DiscoverOptions, Flat]) -> None:
     def body(progress: Progress) -> Result:
         from openwork import bench
 
-        return bench.discover_run(run, options.task, options.method, options.target, options.seed, progress)
+        o = options
+        return bench.discover_run(run, o.task, o.method, o.target, o.seed, o.settings, progress)
 
     execute(body, options)
 

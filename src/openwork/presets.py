@@ -5,12 +5,18 @@ Every figure is a setting that a user may give; nothing here is computed from re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from openwork.discover import MaskSettings
+from openwork.errors import UsageError
+from openwork.models import MODELS
+from openwork.settings import checked, filled
 from openwork.tasks.corpus import CorpusSettings
+from openwork.training import TopKSettings, TrainSettings
 
 Settings = dict[str, Any]
 
@@ -44,6 +50,32 @@ class Preset(BaseModel):
         """The corpus settings, with the user's own files as source where given."""
         settings = self.corpus or CorpusSettings()
         return settings.model_copy(update={"source": str(source)}) if source else settings
+
+    def groups(self) -> dict[str, type[BaseModel]]:
+        """What `changed` may change, with the schema of each group."""
+        schemas = {"sparse": TrainSettings, "dense": TrainSettings, "topk": TopKSettings, "masks": MaskSettings}
+        return {"model": MODELS[self.model["kind"]][1], **schemas} | ({"corpus": CorpusSettings} if self.corpus else {})
+
+    def changed(self, values: Mapping[str, Settings]) -> Preset:
+        """The preset with some settings of some groups replaced. UsageError with every fault of a group.
+
+        The model's vocabulary is the corpus's, and the dense snapshots go with the dense steps, unless they are given.
+        """
+        new: dict[str, Any] = {g: {**dict(getattr(self, g)), **v} for g, v in values.items()}
+        if "steps" in values.get("dense", {}) and "snapshots" not in values["dense"]:
+            dense = checked(TrainSettings, new["dense"] | {"snapshots": ()}, "settings of dense")
+            new["dense"]["snapshots"] = _snapshots(dense.steps)
+        for group, settings in new.items():
+            fill = checked if group == "corpus" else filled
+            new[group] = fill(self.groups()[group], settings, f"settings of {group}")
+        preset = self.model_copy(update=new)
+        if preset.corpus is None or preset.corpus.vocab == preset.model["vocab"]:
+            return preset
+        if all("vocab" in values.get(g, {}) for g in ("corpus", "model")):
+            raise UsageError("corpus.vocab and model.vocab differ; one of them is enough.")
+        vocab = preset.corpus.vocab if "vocab" in values.get("corpus", {}) else preset.model["vocab"]
+        corpus = preset.corpus.model_copy(update={"vocab": vocab})
+        return preset.model_copy(update={"corpus": corpus, "model": {**preset.model, "vocab": vocab}})
 
 
 def _snapshots(steps: int) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from openwork.errors import RunError, UsageError, unknown
 from openwork.explain.dossier import build_dossier
 from openwork.files import plain, read_yaml
 from openwork.models import build
+from openwork.settings import checked
 from openwork.tasks.subjects import Subject, open_subject
 from openwork.tasks.task import Split, Task, correct, losses
 from openwork.training import TrainSettings, held_out_loss, make_regime, train
@@ -407,10 +408,7 @@ def method_settings(method: str, **values: Any) -> Result:
     """Settings of a method with some values set, as plain data; a wrong one is refused in its own words."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    try:
-        return METHODS[method][1](**values).model_dump()
-    except ValueError as e:
-        raise UsageError(f"settings of {method}: {e}") from e
+    return checked(METHODS[method][1], values, f"settings of the method {method}").model_dump()
 
 
 __all__ = [

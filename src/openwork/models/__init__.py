@@ -13,10 +13,11 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from openwork.errors import UsageError, unknown
+from openwork.errors import unknown
 from openwork.graph import Graph
 from openwork.models.mlp import MLP, MLPConfig
 from openwork.models.transformer import Transformer, TransformerConfig
+from openwork.settings import checked
 
 MODELS: dict[str, tuple[type[nn.Module], type[BaseModel]]] = {
     "mlp": (MLP, MLPConfig),
@@ -42,10 +43,7 @@ def build(config: BaseModel | Mapping[str, Any], seed: int = 0) -> nn.Module:
         raise unknown("kind of model", kind, MODELS)
     model_type, config_type = MODELS[kind]
     if isinstance(config, Mapping):
-        try:
-            config = config_type(**config)
-        except ValueError as e:
-            raise UsageError(f"model config: {e}") from e
+        config = checked(config_type, config, "settings of the model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_type(config)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from openwork.errors import several, unknown
+from openwork.errors import unknown
+from openwork.settings import checked
 from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings, held_out_loss, train
 from openwork.training.optimizers import OPTIMIZERS
 from openwork.training.weights import L1, Dense, DenseSettings, L1Settings, TopK, TopKSettings
@@ -27,12 +28,7 @@ def make_regime(name: str, options: Mapping[str, Any] | None = None) -> Regime[A
     if name not in REGIMES:
         raise unknown("regime", name, REGIMES)
     regime_type, settings_type = REGIMES[name]
-    try:
-        settings = settings_type(**(options or {}))
-    except ValidationError as e:
-        faults = [f"{'.'.join(map(str, f['loc'])) or name}: {f['msg']}" for f in e.errors()]
-        raise several(f"settings of the regime {name}", faults) from e
-    return regime_type(settings)
+    return regime_type(checked(settings_type, options or {}, f"settings of the regime {name}"))
 
 
 __all__ = [
