@@ -176,11 +176,13 @@ def evidence(results: Sequence[Result]) -> str:
     claims = list(dict.fromkeys(e["claim"] for e in found))
     names = list(dict.fromkeys(e["task"] for e in found))
 
-    def cell(task: str, claim: str) -> str:
-        verdicts = [e["verdict"] for e in found if e["task"] == task and e["claim"] == claim]
+    def cell(tasks: Sequence[str], claim: str) -> str:
+        verdicts = [e["verdict"] for e in found if e["task"] in tasks and e["claim"] == claim]
         return " / ".join(str(verdicts.count(v)) for v in ("holds", "fails", "too little data"))
 
-    return table(["task", *(c.replace("_", " ") for c in claims)], [[t, *(cell(t, c) for c in claims)] for t in names])
+    rows = [[t, *(cell([t], c) for c in claims)] for t in names]
+    rows.append(["**all**", *(cell(names, c) for c in claims)])
+    return table(["task", *(c.replace("_", " ") for c in claims)], rows)
 
 
 def controls(results: Sequence[Result]) -> str:

@@ -161,6 +161,26 @@ def test_the_commands_page_names_every_flag_and_no_other() -> None:
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
+    told = (ROOT / "README.md").read_text(encoding="utf-8").split("## What comes out")[1].split("##")[0]
+    results = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    figures = re.findall(r"\d+\.\d", told)
+    assert len(figures) == 8
+    assert not [f for f in figures if not re.search(rf"(?<![\d.]){re.escape(f)}(?![\d.])", results)]
+    head, *_, last = [
+        line.strip("| ").split(" | ") for line in results.splitlines() if re.match(r"\| (\*\*all|task \| suff)", line)
+    ]
+    count = {claim: [int(n) for n in cell.split(" / ")] for claim, cell in zip(head[1:], last[1:], strict=True)}
+    assert sum(count["sufficient"]) == int(re.search(r"Of the (\d+) sparse", told)[1])  # type: ignore[index]
+    for claim, wording in {
+        "necessary": r"(\d+) are necessary",
+        "sufficient": r"only (\d+) meet",
+        "generalises": r"and (\d+)\s+generalise",
+    }.items():
+        assert count[claim][0] == int(re.search(wording, told)[1]), claim  # type: ignore[index]
+    assert count["sufficient"][2] == int(re.search(r"\((\d+) more may", told)[1])  # type: ignore[index]
+
+
 def test_the_settings_that_the_commands_page_names_exist() -> None:
     groups = {**QUOTES["cpu"].groups(), "training": TrainSettings}
     named = [s.split(".") for s in code_spans(ROOT / "docs" / "commands.md") if re.fullmatch(r"[a-z]+\.[a-z_]+", s)]
