@@ -243,7 +243,7 @@ def test_wrong_usage_is_one_clear_message(
         (several("t.jsonl", ["line 1: bad", "line 2: worse"]), 2, "line 2: worse"),
         (RunError("model.safetensors is damaged."), 1, "openwork: model.safetensors is damaged."),
         (OSError(errno.ENOSPC, "No space left on device", "runs/a/x"), 1, "the disk is full (runs/a/x)"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, "Permission denied (/root/x)"),
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), 1, "Permission denied (/etc/x)"),
         (KeyboardInterrupt(), 130, "Give the same command again"),
     ],
 )
