@@ -186,14 +186,23 @@ def evidence(results: Sequence[Result]) -> str:
 
 
 def controls(results: Sequence[Result]) -> str:
-    """Edges found by each control beside the real circuit's."""
+    """Edges found by each control beside the real circuit's; how often, and how many times as many."""
+    kinds = ("sparse_edge_pruned", "nonsense", "swapped", "random")
     rows = []
     for i, first in enumerate(results[0]["tasks"]):
         row = [first["task"]]
-        for kind in ("sparse_edge_pruned", "nonsense", "swapped", "random"):
+        for kind in kinds:
             cells = [r["tasks"][i][kind] for r in results]
             row.append(", ".join(str(c["edges"]) if c["status"] == "ok" else "infeasible" for c in cells))
         rows.append(row)
+    found, times = ["**found**"], ["**times the real circuit's edges**"]
+    every = [t for r in results for t in r["tasks"]]
+    for kind in kinds:
+        both = [t for t in every if t[kind]["status"] == t[kinds[0]]["status"] == "ok"]
+        top, bottom = ([float(max(t[k]["edges"], 1)) for t in both] for k in (kind, kinds[0]))
+        found.append(f"{sum(t[kind]['status'] == 'ok' for t in every)} of {len(every)}")
+        times.append(f"{geometric_mean_ratio(top, bottom)[0]:.1f}" if both else "-")
+    rows += [found, times]
     return table(["task", "real circuit", "shuffled labels", "swapped labels", "random weights"], rows)
 
 
