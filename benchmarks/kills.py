@@ -39,16 +39,17 @@ def run(out: Path) -> dict[str, Any]:
     return json.loads(subprocess.run(command(out), stdout=subprocess.PIPE, check=True).stdout)
 
 
-def kill_after(out: Path, seconds: float) -> str:
-    """Starts or resumes, kills the whole program after so many seconds; says what there was."""
+def kill_after(out: Path, seconds: float) -> bool:
+    """Starts or resumes, and kills the whole program after so many seconds; False if it was done before."""
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        return f"ended by itself with {process.wait(seconds)}"
+        process.wait(seconds)
+        return False
     except subprocess.TimeoutExpired:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        time.sleep(1.5)  # its workers notice
-        return f"killed after {seconds:.1f} s, with {len(list(out.rglob('result.json')))} results on disk"
+        time.sleep(2.0)  # its workers notice
+        return True
 
 
 def tensors_of(out: Path) -> dict[str, str]:
@@ -88,11 +89,16 @@ def main() -> None:
     moments = random.Random(asked.seed)
     shutil.rmtree(asked.runs, ignore_errors=True)
     quiet, killed = asked.runs / "quiet", asked.runs / "killed"
-    expected = run(quiet)
-    longest = 3.0 + expected["seconds"] / 3  # so that ten lives end all over the run
-    for i in range(asked.kills):
-        print(f"{i + 1}: {kill_after(killed, moments.uniform(3.0, longest))}", flush=True)
-    wrong = compare(quiet, killed, (expected, run(killed)))
+    expected, wrong, done = run(quiet), [], 0
+    while done < asked.kills:
+        if kill_after(killed, moments.uniform(3.0, expected["seconds"])):
+            done += 1
+            found = len(list(killed.rglob("result.json")))
+            print(f"{done}: killed, with {found} results on disk", flush=True)
+        else:  # this life reached the end: compare, and begin anew
+            wrong += compare(quiet, killed, (expected, run(killed)))
+            shutil.rmtree(killed)
+    wrong += compare(quiet, killed, (expected, run(killed)))
     print("\n".join(wrong) or "the same circuits, models and figures; no broken file")
     sys.exit(bool(wrong))
 

@@ -53,8 +53,11 @@ class Preset(BaseModel):
 
     def groups(self) -> dict[str, type[BaseModel]]:
         """What `changed` may change, with the schema of each group."""
-        schemas = {"sparse": TrainSettings, "dense": TrainSettings, "topk": TopKSettings, "masks": MaskSettings}
-        return {"model": MODELS[self.model["kind"]][1], **schemas} | ({"corpus": CorpusSettings} if self.corpus else {})
+        schemas: dict[str, type[BaseModel]] = {
+            "model": MODELS[self.model["kind"]][1], "sparse": TrainSettings, "dense": TrainSettings,
+            "topk": TopKSettings, "masks": MaskSettings,
+        }  # fmt: skip
+        return schemas | ({"corpus": CorpusSettings} if self.corpus else {})
 
     def changed(self, values: Mapping[str, Settings]) -> Preset:
         """The preset with some settings of some groups replaced. UsageError with every fault of a group.
