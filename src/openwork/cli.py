@@ -109,7 +109,7 @@ class TrainOptions(TrainingOptions):
     """openwork train"""
 
     task: Literal["python", "digits"] = Field(description="What to train on.")
-    regime: str = Field(default="topk", description="Way of training: dense, l1, topk.")
+    regime: str = Field(default="topk", description="Way of training: dense, l1, l2, dropout, topk, rigl, weight_norm.")
     density: float | None = Field(
         default=None, gt=0, le=1, description="Share of weights that stay nonzero (regime topk)."
     )

@@ -1,4 +1,4 @@
-"""Training: one loop, four moments. Regimes and optimizers by name.
+"""Training: one loop, five moments. Regimes and optimizers by name.
 
 A new regime is a new file and one line in REGIMES; contract tests and the command line pick it up from there.
 """
@@ -12,14 +12,21 @@ from pydantic import BaseModel
 
 from openwork.errors import unknown
 from openwork.settings import checked
+from openwork.training.dropout import Dropout, DropoutSettings
 from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings, held_out_loss, train
 from openwork.training.optimizers import OPTIMIZERS
-from openwork.training.weights import L1, Dense, DenseSettings, L1Settings, TopK, TopKSettings
+from openwork.training.rigl import RigL, RigLSettings
+from openwork.training.weight_norm import WeightNorm, WeightNormSettings
+from openwork.training.weights import L1, L2, Dense, DenseSettings, L1Settings, L2Settings, TopK, TopKSettings
 
 REGIMES: dict[str, tuple[type[Regime[Any]], type[BaseModel]]] = {
     "dense": (Dense, DenseSettings),
     "l1": (L1, L1Settings),
+    "l2": (L2, L2Settings),
+    "dropout": (Dropout, DropoutSettings),
     "topk": (TopK, TopKSettings),
+    "rigl": (RigL, RigLSettings),
+    "weight_norm": (WeightNorm, WeightNormSettings),
 }
 
 
@@ -33,17 +40,25 @@ def make_regime(name: str, options: Mapping[str, Any] | None = None) -> Regime[A
 
 __all__ = [
     "L1",
+    "L2",
     "OPTIMIZERS",
     "REGIMES",
     "Dense",
     "DenseSettings",
+    "Dropout",
+    "DropoutSettings",
     "L1Settings",
+    "L2Settings",
     "Regime",
+    "RigL",
+    "RigLSettings",
     "TopK",
     "TopKSettings",
     "TrainData",
     "TrainResult",
     "TrainSettings",
+    "WeightNorm",
+    "WeightNormSettings",
     "held_out_loss",
     "make_regime",
     "train",

@@ -1,6 +1,6 @@
 """The training loop: one loop for every model, data set and combination of regimes.
 
-A regime is a way of training; it acts at four moments (`Regime`) and composes with others as a tuple. All schedules
+A regime is a way of training; it acts at five moments (`Regime`) and composes with others as a tuple. All schedules
 count steps, so a run is a pure function of its settings, its model and its data: resumed after a kill it equals an
 uninterrupted one bit for bit on a CPU.
 
@@ -19,15 +19,16 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from openwork import files
@@ -35,7 +36,7 @@ from openwork.errors import RunError, UsageError, unknown
 from openwork.models import Subject
 from openwork.patching import weight_of
 from openwork.store import load_model, model_digest, save_model
-from openwork.training.optimizers import OPTIMIZERS
+from openwork.training.optimizers import OPTIMIZERS, gradient_point
 
 Inputs = tuple[Tensor, ...]  # positional arguments of the model's forward
 Progress = Callable[[int, int, dict[str, Any]], None]  # steps done, steps in all, the latest record of metrics.jsonl
@@ -58,18 +59,28 @@ class TrainData(Protocol):
 
 
 class Regime(Generic[S]):
-    """A way of training, as what it does at four moments. Each does nothing unless a regime says otherwise.
+    """A way of training, as what it does at five moments. Each does nothing unless a regime says otherwise.
 
     `step` counts the optimizer steps done: 0 in the first penalty, 1 after the first step.
+
+    clashes       name of a regime that this one cannot be combined with -> why, as the end of a sentence
+    parametrizes  it computes weights from other parameters (torch.nn.utils.parametrize) and bakes them when it
+                  finishes: it finishes before those that change plain weights
     """
 
     name: ClassVar[str]
+    clashes: ClassVar[Mapping[str, str]] = {}
+    parametrizes: ClassVar[bool] = False
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
 
     def prepare(self, model: nn.Module, steps: int) -> None:
         """Before the optimizer is made: registers parametrizations, looks at the model's shape."""
+
+    def during(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of a step: the place of hooks; on leaving, the gradients are there."""
+        return nullcontext()
 
     def penalty(self, model: nn.Module, step: int) -> Tensor | None:
         """What is added to the loss, in nats."""
@@ -204,10 +215,27 @@ def lr_factor(step: int, s: TrainSettings) -> float:
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters of two axes or more, by name: what sparsity is counted over."""
-    return {n: p for n, p in model.named_parameters() if p.requires_grad and p.dim() >= 2}
+    """The trained weights of two axes or more, by name: what sparsity is counted over.
+
+    Where a weight is parametrized, it is the effective one that the model computes with: read it, do not write to it.
+    """
+    found: dict[str, Tensor] = {
+        n: p
+        for n, p in model.named_parameters()
+        if p.requires_grad and p.dim() >= 2 and ".parametrizations." not in f".{n}"
+    }
+    for path, module in model.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        of = cast(nn.ModuleDict, module.parametrizations)
+        for tensor in (t for t in of if any(p.requires_grad for p in of[t].parameters())):
+            weight = getattr(module, tensor)
+            if weight.dim() >= 2:
+                found[f"{path}.{tensor}".removeprefix(".")] = weight
+    return found
 
 
+@torch.no_grad()
 def count_nonzero(model: nn.Module) -> tuple[int, int]:
     """Nonzero and all entries of the matrices."""
     of = matrices(model).values()
@@ -338,9 +366,13 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = s.lr * factor
         inputs, targets = self.data.batch(self.step)
-        loss = _loss(self.model, inputs, targets, self.device, s.amp)
-        penalties = [p for r in self.regimes if (p := r.penalty(self.model, self.step)) is not None]
-        (loss + sum(penalties) if penalties else loss).backward()
+        with ExitStack() as around:
+            around.enter_context(gradient_point(self.optimizer))
+            for regime in self.regimes:
+                around.enter_context(regime.during(self.model, self.step))
+            loss = _loss(self.model, inputs, targets, self.device, s.amp)
+            penalties = [p for r in self.regimes if (p := r.penalty(self.model, self.step)) is not None]
+            (loss + sum(penalties) if penalties else loss).backward()
         _clip(self.model, s.clip)
         self.optimizer.step()
         timed = self.device.type == "cpu" or _due(done, s)  # on CUDA timing needs a wait, so it is done on few steps
@@ -352,10 +384,15 @@ class _Run:
         self._count(loss.detach(), targets.numel(), after - begin, after - before if timed else None)
         self.step = done
         if done == s.steps:
-            for regime in self.regimes:
-                regime.finish(self.model)
+            self._finish(self.model)
         if done in s.snapshots:
             self._save_snapshot()
+
+    def _finish(self, model: nn.Module) -> None:
+        """Leaves plain weights: what was computed from other parameters is baked first, the last added before all."""
+        parametrizing = [r for r in reversed(self.regimes) if r.parametrizes]
+        for regime in (*parametrizing, *(r for r in self.regimes if not r.parametrizes)):
+            regime.finish(model)
 
     def _count(self, loss: Tensor, tokens: int, seconds: float, projecting: float | None) -> None:
         t = self.tally
@@ -440,10 +477,9 @@ class _Run:
 
     def _save_snapshot(self) -> None:
         """Keeps the model as it is now, finished like the final one."""
-        plain = copy.deepcopy(self.model)
+        plain = _copied(self.model)
         if self.step < self.settings.steps:
-            for regime in self.regimes:
-                regime.finish(plain)
+            self._finish(plain)
         held_out = held_out_loss(plain, self.data, self.device, self.settings.amp)
         extra = {"step": self.step, "held_out": held_out, "tokens": self.tokens}
         save_model(self.folder / "snapshots" / str(self.step), plain, extra)
@@ -541,6 +577,9 @@ def _plan(model: nn.Module, data: TrainData, regimes: Sequence[Regime[BaseModel]
     names = [r.name for r in regimes]
     if len(set(names)) < len(names):
         raise UsageError(f"the regimes {', '.join(names)} do not compose: each may appear once.")
+    for r in regimes:
+        for other in (n for n in names if n in r.clashes):
+            raise UsageError(f"the regimes {r.name} and {other} do not compose: {r.clashes[other]}.")
     inputs, targets = data.batch(0)
     first = hashlib.sha256()
     for t in (*inputs, targets):
@@ -553,6 +592,20 @@ def _plan(model: nn.Module, data: TrainData, regimes: Sequence[Regime[BaseModel]
             "data": first.hexdigest(),
         }
     )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy that can be finished alone.
+
+    torch gives a parametrized module a class of its own that holds the weight as a property; copies share that class,
+    and taking the parametrization from one would take the weight from all.
+    """
+    plain = copy.deepcopy(model)
+    for m in plain.modules():
+        if parametrize.is_parametrized(m):
+            shared = type(m)
+            m.__class__ = cast(type[nn.Module], type(shared.__name__, shared.__bases__, dict(vars(shared))))
+    return plain
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:

@@ -196,6 +196,16 @@ def demanded(size: Tensor, floors: Sequence[Floor]) -> Tensor:
     return forced
 
 
+def largest_outside(kept: Sequence[Tensor], sizes: Sequence[Tensor], places: int) -> list[Tensor]:
+    """Masks of the largest entries of several tensors together that are not kept: `places` of them, or all there are.
+
+    kept, sizes    per tensor, a mask and what to rank by (not negative), of one shape
+    """
+    ranked = torch.cat([s.masked_fill(m, -1).flatten() for m, s in zip(kept, sizes, strict=True)])
+    chosen = (first_k(ranked, places) & (ranked >= 0)).split([s.numel() for s in sizes])
+    return [c.view(s.shape) for c, s in zip(chosen, sizes, strict=True)]
+
+
 def first_k(size: Tensor, k: int) -> Tensor:
     """Mask [n] of the k largest of a flat tensor, the lower index first among equals."""
     if k <= 0:

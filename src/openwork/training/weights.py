@@ -1,4 +1,4 @@
-"""Regimes that act on the weights themselves: dense, L1, and exact top-k (Gao et al. 2025, arXiv 2511.13653, A.2).
+"""Regimes that act on the weights themselves: dense, L1, L2, and exact top-k (Gao et al. 2025, arXiv 2511.13653, A.2).
 
 Top-k: after every optimizer step each matrix keeps only its k largest weights; gradients and the optimizer's moments
 stay dense, so a zeroed weight can come back. The density is annealed from 1 to its final value. Left out: norm gains,
@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from openwork.graph import Graph, Link
 from openwork.models import Subject
 from openwork.training.loop import Regime, matrices
-from openwork.training.selection import Floor, Kept, default_floor, demanded, first_k, largest
+from openwork.training.selection import Floor, Kept, default_floor, demanded, first_k, largest, largest_outside
 
 ROWS = ("query", "key", "value", "neuron")  # kinds of site whose nodes keep a least number of weights in
 COLUMNS = ("value", "neuron")  # ... and out
@@ -74,6 +74,32 @@ class L1(Regime[L1Settings]):
         """Cuts small weights to zero."""
         for w in matrices(model).values():
             w.mul_(w.abs() > self.settings.cut)
+
+
+class L2Settings(BaseModel):
+    """How hard L2 pulls."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    price: float = Field(default=1e-4, ge=0, description="loss in nats per unit of half the summed square")
+
+
+class L2(Regime[L2Settings]):
+    """A price on half the summed square of all matrices, paid through the gradient (ridge, Tikhonov).
+
+    Not the optimizer's `weight_decay`, which shrinks weights beside the gradient and works as well: set that to 0 to
+    have L2 alone. Under plain SGD without momentum the two are one; Adam divides this one's gradient by its own scale
+    (Loshchilov and Hutter 2019).
+    """
+
+    name = "l2"
+
+    def __init__(self, settings: L2Settings | None = None) -> None:
+        super().__init__(settings or L2Settings())
+
+    def penalty(self, model: nn.Module, step: int) -> Tensor:
+        """price * 1/2 sum w^2, in nats."""
+        return self.settings.price / 2 * torch.stack([w.pow(2).sum() for w in matrices(model).values()]).sum()
 
 
 class TopKSettings(BaseModel):
@@ -250,12 +276,7 @@ def _regrow_(weights: Sequence[Tensor], floors: Sequence[Sequence[Floor]], k: in
     kept = largest(sizes[0], k - places, floors[0]) if len(sizes) == 1 else None
     masks = [kept] if kept is not None else _largest_of_all(sizes, floors, k - places)
     places = max(0, k - sum(int(m.count_nonzero()) for m in masks))
-    wish = [
-        torch.full_like(w, -1.0) if w.grad is None else w.grad.abs().masked_fill(m | (w.grad == 0), -1.0)
-        for w, m in zip(weights, masks, strict=True)
-    ]
-    flat = torch.cat([g.flatten() for g in wish])
-    grown = (first_k(flat, min(places, len(flat))) & (flat > 0)).split([w.numel() for w in weights])
+    grown = largest_outside(masks, [torch.zeros_like(w) if w.grad is None else w.grad.abs() for w in weights], places)
     start = torch.stack(
         [s.masked_fill(~m | (s == 0), torch.inf).min() for s, m in zip(sizes, masks, strict=True)]
     ).min()
@@ -263,4 +284,4 @@ def _regrow_(weights: Sequence[Tensor], floors: Sequence[Sequence[Floor]], k: in
     for w, m, g in zip(weights, masks, grown, strict=True):
         w.mul_(m)
         if w.grad is not None:
-            w.sub_(g.view(w.shape) * w.grad.sign() * start)
+            w.sub_(g * w.grad.sign() * start)
