@@ -11,12 +11,22 @@ from torch import Tensor, nn
 
 from openwork import models, patching
 from openwork.graph import Graph
+from openwork.models.cnn import ConvBlock
 
 SMALL = {"vocab": 11, "n_layer": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 6}
 
 VARIANTS: dict[str, BaseModel] = {
     "mlp": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=4),
     "mlp without hidden layer": models.MLPConfig(inputs=5, hidden=(), outputs=3),
+    "cnn": models.CNNConfig(
+        image=(2, 9, 8),
+        blocks=(ConvBlock(channels=3, kernel=3, pool=2), ConvBlock(channels=4, kernel=2)),
+        hidden=(5, 4),
+    ),
+    "cnn with strides, logits from maps": models.CNNConfig(
+        image=(1, 9, 9), blocks=(ConvBlock(channels=4, kernel=3, stride=2),), hidden=(), outputs=3
+    ),
+    "cnn without convolutions": models.CNNConfig(image=(3, 5, 5), blocks=(), hidden=(6,), outputs=4),
     "transformer": models.TransformerConfig(**SMALL),
     "transformer, sink": models.TransformerConfig(**SMALL, sink=True),
     "transformer, abstopk": models.TransformerConfig(**SMALL, abstopk=0.5),
@@ -56,6 +66,9 @@ def inputs_of(model: nn.Module, seed: int = 0, n: int = 5) -> list[Inputs]:
     kind = getattr(config, "kind", "")
     if kind == "mlp":
         return [(torch.randn(n, config.inputs, generator=g),)]  # type: ignore[union-attr]
+    if kind == "cnn":
+        images = torch.randn(n, *config.image, generator=g)  # type: ignore[union-attr]
+        return [(images.flatten(1),), (images,)]
     if kind == "transformer":
         tokens = torch.randint(config.vocab, (n, config.n_ctx), generator=g)  # type: ignore[union-attr]
         at = torch.randint(config.n_ctx, (n,), generator=g)  # type: ignore[union-attr]

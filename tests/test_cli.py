@@ -82,11 +82,18 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
         ),
         (
             "train --task python --regime topk --density 0.05 --out runs/a",
-            ("train_run", ("python", "topk", 0.05, Path("runs/a"), None, "cpu", 0, "cpu", None, ())),
+            ("train_run", ("python", "topk", 0.05, Path("runs/a"), None, "cpu", 0, "cpu", None, None, ())),
         ),
         (
             "train --task digits --regime l1 --steps 7 --seed 1 --preset smoke",
-            ("train_run", ("digits", "l1", None, Path("runs/digits-l1"), 7, "smoke", 1, "cpu", None, ())),
+            ("train_run", ("digits", "l1", None, Path("runs/digits-l1"), 7, "smoke", 1, "cpu", None, None, ())),
+        ),
+        (
+            "train --task mnist --data d --regime dense",
+            (
+                "train_run",
+                ("mnist", "dense", None, Path("runs/mnist-dense"), None, "cpu", 0, "cpu", None, Path("d"), ()),
+            ),
         ),
         ("tasks", ("list_tasks", (None,))),
         ("tasks --run runs/a", ("list_tasks", (Path("runs/a"),))),
@@ -117,7 +124,7 @@ def test_the_bench_takes_what_the_command_line_passes() -> None:
     for name, args in (
         ("run_quotes", (Path("o"), "cpu", 0, "cpu", None, None, None, (), progress)),
         ("run_digits", (Path("o"), "cpu", 0, "cpu", None, (), progress)),
-        ("train_run", ("python", "topk", 0.05, Path("o"), None, "cpu", 0, "cpu", None, (), progress)),
+        ("train_run", ("python", "topk", 0.05, Path("o"), None, "cpu", 0, "cpu", None, None, (), progress)),
         ("list_tasks", (None,)),
         ("discover_run", (Path("o"), "t", "masks", 0.15, 0, (), progress)),
         ("verify_run", (Path("o"), "c", 0, progress)),

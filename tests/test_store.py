@@ -130,7 +130,7 @@ MODEL_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer": (lambda f: edit_json(f / "config.json", lambda d: d.update(version=99)), "version 99 .* upgrade"),
     "no version": (lambda f: edit_json(f / "config.json", lambda d: d.pop("version")), "its version is None"),
     "no config": (lambda f: edit_json(f / "config.json", lambda d: d.pop("config")), "config missing"),
-    "unknown kind": (lambda f: edit_json(f / "config.json", lambda d: d["config"].update(kind="cnn")), "damaged.*cnn"),
+    "unknown kind": (lambda f: edit_json(f / "config.json", lambda d: d["config"].update(kind="rnn")), "damaged.*rnn"),
     "other shape": (lambda f: edit_json(f / "config.json", lambda d: d["config"].update(d_mlp=20)), "does not fit"),
     "missing part": (lambda f: edit_json(f / "config.json", lambda d: d["config"].update(n_layer=2)), "is missing"),
     "too many": (lambda f: edit_json(f / "config.json", lambda d: d["config"].update(positions=False)), "no parameter"),

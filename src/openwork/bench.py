@@ -24,7 +24,7 @@ from openwork.circuit import Evidence
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
 from openwork.patching import graph_of, weight_of
-from openwork.presets import DIGITS, QUOTES, Preset
+from openwork.presets import DIGITS, MNIST, QUOTES, Preset
 from openwork.progress import Progress
 from openwork.runs import (
     Plan,
@@ -45,7 +45,7 @@ from openwork.settings import assigned, filled
 from openwork.tasks.corpus import build_corpus
 from openwork.tasks.images import DIGIT_TASKS
 from openwork.tasks.python_code import TASKS
-from openwork.tasks.subjects import SUBJECTS
+from openwork.tasks.subjects import SUBJECTS, open_subject
 from openwork.threads import available_cores
 from openwork.training import REGIMES, TrainSettings
 from openwork.verify import control
@@ -323,11 +323,13 @@ def train_run(
     seed: int = 0,
     device: str = "cpu",
     corpus: Path | None = None,
+    data: Path | None = None,
     settings: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
     """Trains one model into a run folder.
 
+    data      folder of the four files of MNIST, for that task; the run remembers it
     settings  changes to the preset, each as "group.name=value"; groups: training, model, the regime's name and, for
               Python source, corpus
     """
@@ -339,7 +341,7 @@ def train_run(
         raise unknown("regime", regime, REGIMES)
     if density is not None and regime != "topk":
         raise UsageError(f"--density is a setting of the regime topk; {regime} has none.")
-    p = _preset(QUOTES if task == "python" else DIGITS, preset)
+    p = _preset({"python": QUOTES, "digits": DIGITS, "mnist": MNIST}[task], preset)
     changes = assigned(settings, ("training", regime, "model", *(["corpus"] if p.corpus else [])))
     p = p.changed({g: changes[g] for g in ("corpus", "model") if g in changes})
     options = {"topk": p.topk}.get(regime, {}) | ({"density": density} if density is not None else {})
@@ -348,7 +350,10 @@ def train_run(
     training |= ({"steps": steps} if steps else {}) | changes.get("training", {})
     training = filled(TrainSettings, training, "settings of training")
     options = filled(REGIMES[regime][1], options, f"settings of {regime}")
-    plan = Plan(task, "data", p.model, training, {regime: options}, p.examples, seed, p.batch, device)
+    where = str(data.resolve()) if data else "data"
+    plan = Plan(task, where, p.model, training, {regime: options}, p.examples, seed, p.batch, device)
+    if task == "mnist":
+        open_subject(task, out / where, 0)  # missing or damaged files are told before anything is written
     begin_run(out, plan.settings())
     if task == "python":
         build_corpus(out / "data", p.corpus_for(corpus), progress.log)

@@ -218,7 +218,8 @@ class Circuit:
 
         `edges` follows the rule of Gao et al. 2025 (arXiv 2511.13653, section 2.2): nonzero weights of the blocks
         between kept nodes. `embedding_edges` and `unembedding_edges` stand apart (of the embedding, only channels that
-        a kept node reads); residual sums are not edges.
+        a kept node reads); residual sums are not edges. A kernel of a convolution is one edge, however many of its
+        weights are left.
         """
         by: dict[str, int] = {}
         for e in self.graph.links:

@@ -108,7 +108,8 @@ class RunOptions(TrainingOptions):
 class TrainOptions(TrainingOptions):
     """openwork train"""
 
-    task: Literal["python", "digits"] = Field(description="What to train on.")
+    task: Literal["python", "digits", "mnist"] = Field(description="What to train on.")
+    data: Path | None = Field(default=None, description="Folder of the four files of MNIST (task mnist).")
     regime: str = Field(default="topk", description="Way of training: dense, l1, l2, dropout, topk, rigl, weight_norm.")
     density: float | None = Field(
         default=None, gt=0, le=1, description="Share of weights that stay nonzero (regime topk)."
@@ -189,16 +190,20 @@ def run(what: Literal["quotes", "digits"], /, *, options: Annotated[RunOptions, 
 def train(*, options: Annotated[TrainOptions, Flat]) -> None:
     """Train one model under one regime into a run folder; the same command resumes it."""
     o = options
-    if o.task == "digits" and o.corpus is not None:
-        raise UsageError("--corpus is for --task python; the digits come with openwork.")
+    if o.task != "python" and o.corpus is not None:
+        raise UsageError(f"--corpus is for --task python; {o.task} is made of images.")
+    if (o.task == "mnist") != (o.data is not None):
+        wants = "--task mnist needs --data DIR, the folder of the four files of MNIST."
+        raise UsageError(wants if o.data is None else f"--data is for --task mnist; {o.task} brings its own data.")
     out = o.out or Path("runs") / f"{o.task}-{o.regime}"
 
     def body(progress: Progress) -> Result:
         from openwork import bench
 
         return bench.train_run(
-            o.task, o.regime, o.density, out, o.steps, o.preset, o.seed, o.device_name(), o.corpus, o.settings, progress
-        )
+            o.task, o.regime, o.density, out, o.steps, o.preset, o.seed, o.device_name(), o.corpus, o.data, o.settings,
+            progress,
+        )  # fmt: skip
 
     execute(body, options)
 

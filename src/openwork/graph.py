@@ -4,7 +4,7 @@ Knows names and sizes. Does not know tensors, weights, modules (only their dotte
 
     site   a named group of nodes, e.g. "block0.mlp.act": one node is one neuron or channel
     link   a linear map from one site to another; one edge is one node-to-node entry of it
-           kind "weight": a matrix, edges[dst, src]
+           kind "weight": a matrix, edges[dst, src]; of a convolution, an edge is a kernel with all its weights
            kind "sum":    the residual stream, channel c of the source to channel c of the reader, edges[c]
 """
 

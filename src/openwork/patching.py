@@ -62,6 +62,8 @@ def _(module: nn.Embedding) -> Tensor:
 def _(module: nn.Conv2d) -> Tensor:
     if module.groups != 1:
         raise UsageError("a grouped convolution has no [dst, src] matrix; only groups=1 is supported.")
+    if module.padding_mode != "zeros":
+        raise UsageError(f'a convolution with padding_mode="{module.padding_mode}" is not supported; use "zeros".')
     return module.weight
 
 
@@ -79,9 +81,8 @@ def _(module: nn.Linear, reference: Tensor, now: Tensor, ablated: Tensor) -> Ten
 @carry.register
 def _(module: nn.Conv2d, reference: Tensor, now: Tensor, ablated: Tensor) -> Tensor:
     difference = (reference - now).expand_as(now)
-    return F.conv2d(
-        difference, ablated[:, :, None, None] * module.weight, None, module.stride, module.padding, module.dilation
-    )
+    weight = ablated[:, :, None, None] * weight_of(module)
+    return F.conv2d(difference, weight, None, module.stride, module.padding, module.dilation)
 
 
 @carry.register

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from openwork.discover import MaskSettings
-from openwork.errors import UsageError
+from openwork.errors import UsageError, unknown
 from openwork.models import MODELS
 from openwork.settings import checked, filled
 from openwork.tasks.corpus import CorpusSettings
@@ -25,6 +25,7 @@ class Preset(BaseModel):
     """What one `openwork run` does.
 
     model           config of the model both sides share
+    others          configs of other kinds of model, by kind: what `model.kind` may be set to beside the model's own
     sparse, dense   settings of the training loop for either side; equal steps and batches are equal compute
     topk, masks     settings of the sparse regime and of the search
     examples        examples per split of a task; batch: sequences (or images) per training step
@@ -36,6 +37,7 @@ class Preset(BaseModel):
 
     corpus: CorpusSettings | None = None
     model: Settings
+    others: Mapping[str, Settings] = Field(default_factory=dict, exclude=True)  # not part of what a run was asked
     sparse: Settings
     dense: Settings
     topk: Settings
@@ -64,6 +66,11 @@ class Preset(BaseModel):
 
         The model's vocabulary is the corpus's, and the dense snapshots go with the dense steps, unless they are given.
         """
+        kind = values.get("model", {}).get("kind", self.model["kind"])
+        if kind != self.model["kind"]:
+            if kind not in self.others:
+                raise unknown("kind of model for this task", str(kind), [self.model["kind"], *self.others])
+            return self.model_copy(update={"model": self.others[kind]}).changed(values)
         new: dict[str, Any] = {g: {**dict(getattr(self, g)), **v} for g, v in values.items()}
         if "steps" in values.get("dense", {}) and "snapshots" not in values["dense"]:
             dense = checked(TrainSettings, new["dense"] | {"snapshots": ()}, "settings of dense")
@@ -131,4 +138,26 @@ DIGITS: dict[str, Preset] = {
         n_null=draws,
     )
     for name, steps, search, draws in (("cpu", 2500, 300, 100), ("gpu", 2500, 300, 100), ("smoke", 600, 60, 19))
+}
+
+LENET_5: Settings = {  # Caffe's
+    "kind": "cnn",
+    "image": (1, 28, 28),
+    "blocks": ({"channels": 20, "kernel": 5, "pool": 2}, {"channels": 50, "kernel": 5, "pool": 2}),
+    "hidden": (500,),
+    "outputs": 10,
+}
+LENET_300_100: Settings = {"kind": "mlp", "inputs": 784, "hidden": (300, 100), "outputs": 10}
+
+MNIST: dict[str, Preset] = {
+    name: Preset(
+        model=LENET_5,
+        others={"mlp": LENET_300_100},
+        sparse={"steps": steps, "lr": 3e-3},
+        dense={"steps": steps, "lr": 2e-3},
+        topk={"density": 0.1},
+        batch=64,
+        examples=512,
+    )
+    for name, steps in (("cpu", 2500), ("gpu", 2500), ("smoke", 200))
 }

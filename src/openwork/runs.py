@@ -155,7 +155,7 @@ def done(folder: Path, key: str) -> Result | None:
 class Plan:
     """What to train: plain data that travels to a worker and stands in run.yaml.
 
-    subject, data   what on, and where its corpus lies (relative to the run's folder)
+    subject, data   what on, and where its corpus lies (relative to the run's folder; of mnist, the user's folder)
     model           config of the model, as plain data
     training        settings of the loop, as plain data
     regimes         name -> settings of each regime, as plain data
@@ -368,10 +368,12 @@ def lay_out(path: Path, name: str, windows: int = 64) -> Result:
 def list_tasks(path: Path | None) -> Result:
     """All tasks; with a run, the model's held-out loss and the circuits found so far."""
     from openwork.tasks.images import DIGIT_TASKS
+    from openwork.tasks.mnist import MNIST_TASKS
     from openwork.tasks.python_code import TASKS
 
     rows = [{"task": n, "subject": "python", "about": s.about, "answers": list(s.answers)} for n, s in TASKS.items()]
-    rows += [{"task": n, "subject": "digits", "about": about} for n, about in DIGIT_TASKS.items()]
+    for subject, tasks in (("digits", DIGIT_TASKS), ("mnist", MNIST_TASKS)):
+        rows += [{"task": n, "subject": subject, "about": about} for n, about in tasks.items()]
     if path is None:
         return {"tasks": rows}
     run = open_run(path)

@@ -79,7 +79,7 @@ def save_model(folder: Path, model: nn.Module, extra: Mapping[str, Any] | None =
     tensors: dict[str, Tensor] = {}
     for name, t in model.state_dict().items():
         t = t.detach().cpu()
-        if t.dim() == 2 and int(t.count_nonzero()) < SPARSE_BELOW * t.numel():
+        if t.dim() >= 2 and int(t.count_nonzero()) < SPARSE_BELOW * t.numel():
             kept = _indices(t != 0)
             tensors |= {f"{name}.indices": kept, f"{name}.values": t.flatten()[kept.long()]}
         else:

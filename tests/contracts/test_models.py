@@ -86,9 +86,10 @@ def test_perturbing_a_node_changes_its_readers_by_exactly_its_column(name: str) 
         for node in (0, s.size - 1):
             push = torch.zeros(s.size)
             push[node] = 0.7
+            push = push.view(-1, *[1] * (still[s.name].dim() - 1 - s.axis if s.axis >= 0 else 0))
             for e in graph.out_of(s.name):
                 with patched(model, still, nodes=held):
-                    before = linear_input(model, inputs, e, torch.zeros(s.size))
+                    before = linear_input(model, inputs, e, torch.zeros_like(push))
                     after = linear_input(model, inputs, e, push)
                 expected = change_by_column(model, e, push, still, graph)
                 torch.testing.assert_close(after - before, expected.expand_as(after), rtol=1e-5, atol=1e-5)
@@ -113,14 +114,20 @@ def linear_input(model: nn.Module, inputs: tuple[Tensor, ...], e: Link, push: Te
 
 
 def change_by_column(model: nn.Module, e: Link, push: Tensor, sent: dict[str, Tensor], graph: Graph) -> Tensor:
-    """push through the link, from its weights alone; attention mixes positions first where the link says so."""
+    """push through the link, from its weights alone; attention mixes positions first where the link says so.
+
+    A channel pushed by the same amount everywhere changes what a convolution writes by that times the kernel's sum.
+    """
     if e.kind == "sum":
         return push
+    weight = patching.weight_of(model.get_submodule(e.module))
+    if weight.dim() == 4:
+        return (push.flatten() @ weight.sum((2, 3)).T)[:, None, None]
     if e.through:
         block = e.src.rsplit(".", 1)[0]
         q, k = sent[f"{block}.q"], sent[f"{block}.k"]
         push = model.get_submodule(e.through)(q, k, push.expand_as(sent[e.src]))
-    return push @ patching.weight_of(model.get_submodule(e.module)).T
+    return push @ weight.T
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from openwork import models
+from openwork.models.cnn import ConvBlock
 from openwork.store import load_model, model_digest
 from openwork.training import REGIMES, TrainResult, TrainSettings, make_regime, train
 
 CONFIGS = {
     "mlp": models.MLPConfig(inputs=12, hidden=(16, 16), outputs=3),
+    "cnn": models.CNNConfig(
+        image=(1, 6, 6), blocks=(ConvBlock(channels=6, kernel=3, pool=2),), hidden=(16,), outputs=3
+    ),
     "transformer": models.TransformerConfig(vocab=16, n_layer=2, d_model=16, d_head=8, d_mlp=32, n_ctx=8),
 }
 
@@ -32,6 +36,10 @@ class Toy:
         if self.kind == "mlp":
             x = torch.randn(32, 12, generator=g)
             return (x,), x[:, :3].argmax(1)
+        if self.kind == "cnn":  # which third of the rows is bright
+            y = torch.randint(3, (32,), generator=g)
+            bright = torch.eye(3).repeat_interleave(12, 1)[y]
+            return (bright + 0.3 * torch.randn(32, 36, generator=g),), y
         start, by = torch.randint(16, (16, 1), generator=g), torch.randint(1, 3, (16, 1), generator=g)
         rows = (start + by * torch.arange(9)) % 16
         return (rows[:, :-1],), rows[:, 1:]

@@ -43,7 +43,9 @@ def output_of_constants(model: nn.Module, reference: Reference, like: Tensor) ->
             total = total + reference[e.src]
         else:
             bias = getattr(module, "bias", None)
-            total = total + patching.weight_of(module) @ reference[e.src] + (0 if bias is None else bias)
+            weight = patching.weight_of(module)
+            weight = weight.sum((2, 3)) if weight.dim() == 4 else weight  # a map that is the same everywhere
+            total = total + weight @ reference[e.src] + (0 if bias is None else bias)
     return total.expand_as(like)
 
 

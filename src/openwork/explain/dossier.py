@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from openwork.circuit import Circuit
 from openwork.errors import UsageError
-from openwork.graph import Graph, Link
+from openwork.graph import Graph, Link, Site
 from openwork.patching import Layout, Reference, compact, graph_of, record, weight_of
 from openwork.tasks.task import Split, Task
 from openwork.tasks.task import losses as task_losses
@@ -411,9 +411,14 @@ def _prompts(
 
 
 def _vector_contexts(model: nn.Module, told: list[NodeId], examples: Split, top: int) -> Told:
-    """Extremes over the split's own inputs, with the vectors (pixels of an image) and labels; one prompt per answer."""
+    """Extremes over the split's own inputs, with the vectors (pixels of an image) and labels; one prompt per answer.
+
+    What a channel of a convolution does on an image is told by the largest value on its map.
+    """
     sites = list(dict.fromkeys(s for s, _ in told))
-    acts = _columns(record(model, examples.inputs, sites), told)  # [B, N]
+    graph = graph_of(model)
+    sent = {s: _peak(h, graph.site(s)) for s, h in record(model, examples.inputs, sites).items()}
+    acts = _columns(sent, told)  # [B, N]
     x, labels = examples.inputs[0], examples.answer.tolist()
     images: dict[int, list[float]] = {}
 
@@ -436,6 +441,11 @@ def _vector_contexts(model: nn.Module, told: list[NodeId], examples: Split, top:
             "task": [{"prompt": k, "act": _short(float(acts[b, n]))} for k, b in enumerate(firsts)],
         }
     return out, prompts, len(examples)
+
+
+def _peak(h: Tensor, site: Site) -> Tensor:
+    """Activations [B, n]: of vectors as they are, of channels with maps [B, n, H, W] the largest on each map."""
+    return h.movedim(site.axis, 1).flatten(2).amax(-1) if h.dim() > 2 else h
 
 
 def _columns(acts: Mapping[str, Tensor], told: Sequence[NodeId]) -> Tensor:

@@ -15,11 +15,13 @@ from torch import nn
 
 from openwork.errors import unknown
 from openwork.graph import Graph
+from openwork.models.cnn import CNN, CNNConfig
 from openwork.models.mlp import MLP, MLPConfig
 from openwork.models.transformer import Transformer, TransformerConfig
 from openwork.settings import checked
 
 MODELS: dict[str, tuple[type[nn.Module], type[BaseModel]]] = {
+    "cnn": (CNN, CNNConfig),
     "mlp": (MLP, MLPConfig),
     "transformer": (Transformer, TransformerConfig),
 }
@@ -49,4 +51,6 @@ def build(config: BaseModel | Mapping[str, Any], seed: int = 0) -> nn.Module:
         return model_type(config)
 
 
-__all__ = ["MLP", "MODELS", "MLPConfig", "Subject", "Transformer", "TransformerConfig", "build"]
+__all__ = [
+    "CNN", "MLP", "MODELS", "CNNConfig", "MLPConfig", "Subject", "Transformer", "TransformerConfig", "build",
+]  # fmt: skip

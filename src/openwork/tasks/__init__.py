@@ -8,14 +8,20 @@ from __future__ import annotations
 from openwork.tasks.corpus import Corpus, CorpusSettings, LanguageData, build_corpus, load_corpus
 from openwork.tasks.images import DIGIT_TASKS, DigitsData, digits_data, make_digit_task
 from openwork.tasks.jsonl import read_jsonl_task
+from openwork.tasks.mnist import MNIST_TASKS
 from openwork.tasks.python_code import TASKS, make_task
 from openwork.tasks.task import Split, Task, correct, losses
 
-SUBJECT_TASKS: dict[str, tuple[str, ...]] = {"python": tuple(TASKS), "digits": tuple(DIGIT_TASKS)}
+SUBJECT_TASKS: dict[str, tuple[str, ...]] = {
+    "python": tuple(TASKS),
+    "digits": tuple(DIGIT_TASKS),
+    "mnist": tuple(MNIST_TASKS),
+}
 
 
 __all__ = [
     "DIGIT_TASKS",
+    "MNIST_TASKS",
     "SUBJECT_TASKS",
     "TASKS",
     "Corpus",

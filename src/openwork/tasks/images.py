@@ -1,6 +1,6 @@
 """The digits subject: scikit-learn's 1,797 embedded images of handwritten digits, 8 x 8 pixels scaled to 0..1.
 
-Knows the images and their classes. Does not know models or methods.
+Knows the images and their classes, and how images become a split. Does not know models or methods.
 
 Split, class by class and always by seed 0, into train 60 %, discover 13 %, verify 14 %, explain 13 %. The
 out-of-distribution split holds the verify images moved by one pixel (left, right, up, down in turn; the free row or
@@ -53,41 +53,71 @@ def _members() -> dict[str, Tensor]:
     return {name: torch.tensor(sorted(ids), dtype=torch.long) for name, ids in parts.items()}
 
 
-def _shifted(x: Tensor) -> Tensor:
-    """Images [N, 64] moved by one pixel, the direction taken in turn."""
-    padded = torch.nn.functional.pad(x.view(-1, 8, 8), (1, 1, 1, 1))
-    corners = ((1, 2), (1, 0), (2, 1), (0, 1))  # top left corner of the window: left, right, up, down
-    moved = [padded[i, r : r + 8, c : c + 8] for i, (r, c) in ((i, corners[i % 4]) for i in range(len(x)))]
-    return torch.stack(moved).reshape(-1, 64)
+def shifted(x: Tensor, side: int, reach: int = 1) -> Tensor:
+    """Images [N, side * side] moved left, right, up, down in turn; four by one pixel, four by two, up to `reach`."""
+    padded = torch.nn.functional.pad(x.view(-1, side, side), (reach,) * 4)
+    moved = []
+    for i in range(len(x)):
+        by = 1 + i // 4 % reach
+        down, right = ((0, by), (0, -by), (by, 0), (-by, 0))[i % 4]  # where the window goes the image does not
+        moved.append(padded[i, reach + down :, reach + right :][:side, :side])
+    return torch.stack(moved).reshape(-1, side * side) if moved else x
 
 
-def _split(name: str, classes: tuple[int, ...]) -> Split:
-    """Images of some classes. Two classes: equally many of each, the k-th of one paired with the k-th of the other."""
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The images of a split before their pixels: indices [N], and the parts of a Split that follow from the classes."""
+
+    name: str
+    ids: Tensor
+    answer: Tensor
+    wrong: Tensor
+    pair: Tensor
+
+    def split(self, x: Tensor, moved: str = "") -> Split:
+        """The split with pixels [N, F]; `moved` says what was done to them."""
+        named = zip(self.ids.tolist(), self.answer.tolist(), strict=True)
+        texts = tuple(f"image {i} of a {y}{moved}" for i, y in named)
+        return Split(self.name, (x,), self.answer, self.wrong, self.pair, texts)
+
+
+def image_split(
+    name: str, labels: Tensor, ids: Tensor, sides: tuple[tuple[int, ...], tuple[int, ...]] | None, n: int | None = None
+) -> Chosen:
+    """Which of the images `ids` make a split, with up to n examples; labels int64 [all] in 0..9.
+
+    sides   two groups of classes: equally many images of each, the k-th of one group with the k-th of the other as its
+            counterpart, whose class is the one wrong answer. Without groups each class competes with the other nine.
+    """
+    if sides is None:
+        ids = ids[:n]
+        answer = labels[ids]
+        others = [[c for c in range(10) if c != y] for y in range(10)]
+        return Chosen(name, ids, answer, torch.tensor(others)[answer], torch.full((len(ids),), -1, dtype=torch.long))
+    a, b = (ids[torch.isin(labels[ids], torch.tensor(classes))] for classes in sides)
+    k = min(len(a), len(b), len(ids) if n is None else n // 2)
+    ids = torch.stack([a[:k], b[:k]], 1).flatten()
+    pair = torch.arange(2 * k) ^ 1
+    return Chosen(name, ids, labels[ids], labels[ids][pair][:, None], pair)
+
+
+def _split(name: str, pair: tuple[int, int] | None) -> Split:
+    """Images of all classes, or of a pair of them."""
     pixels, labels = _images()
-    ids = _members()["verify" if name == "ood" else name]
-    pair = torch.full((0,), -1, dtype=torch.long)
-    if len(classes) == 2:
-        a, b = (ids[labels[ids] == c] for c in classes)
-        k = min(len(a), len(b))
-        ids = torch.stack([a[:k], b[:k]], 1).flatten()
-        pair = torch.arange(2 * k) ^ 1
-    else:
-        pair = torch.full((len(ids),), -1, dtype=torch.long)
-    answer = labels[ids]
-    others = [[c for c in classes if c != y] for y in answer.tolist()]
-    x = _shifted(pixels[ids]) if name == "ood" else pixels[ids]
-    moved = ", moved by one pixel" if name == "ood" else ""
-    texts = tuple(f"image {i} of a {y}{moved}" for i, y in zip(ids.tolist(), answer.tolist(), strict=True))
-    return Split(name, (x,), answer, torch.tensor(others, dtype=torch.long), pair, texts)
+    chosen = image_split(
+        name, labels, _members()["verify" if name == "ood" else name], ((pair[0],), (pair[1],)) if pair else None
+    )
+    x = pixels[chosen.ids]
+    return chosen.split(shifted(x, 8), ", moved by one pixel") if name == "ood" else chosen.split(x)
 
 
 def make_digit_task(name: str) -> Task:
     """The task of that name (see DIGIT_TASKS); refuses another with the nearest one."""
     if name not in DIGIT_TASKS:
         raise unknown("digits task", name, DIGIT_TASKS)
-    classes = PAIRS.get(name, tuple(range(10)))
-    splits = {s: _split(s, classes) for s in ("discover", "verify", "ood", "explain")}
-    return Task(name, DIGIT_TASKS[name], splits, tuple(str(c) for c in classes))
+    pair = PAIRS.get(name)
+    splits = {s: _split(s, pair) for s in ("discover", "verify", "ood", "explain")}
+    return Task(name, DIGIT_TASKS[name], splits, tuple(str(c) for c in pair or range(10)))
 
 
 @dataclass(frozen=True)

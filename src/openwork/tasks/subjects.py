@@ -15,6 +15,7 @@ from openwork.errors import UsageError, unknown
 from openwork.tasks.corpus import Corpus, LanguageData, load_corpus
 from openwork.tasks.images import DIGIT_TASKS, digits_data, make_digit_task
 from openwork.tasks.jsonl import read_jsonl_task
+from openwork.tasks.mnist import MNIST_TASKS, MnistData, load_images, make_mnist_task
 from openwork.tasks.python_code import TASKS as PYTHON_TASKS
 from openwork.tasks.python_code import make_task
 from openwork.tasks.task import Inputs, Task
@@ -114,13 +115,47 @@ class DigitsSubject:
         return None
 
 
-SUBJECTS: Sequence[str] = ("python", "digits")
+class MnistSubject:
+    """Images of digits in the files of a folder."""
+
+    name = "mnist"
+
+    def __init__(self, data: Path) -> None:
+        self.folder = data.resolve()
+        load_images(self.folder)
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(MNIST_TASKS)
+
+    def task(self, name: str, n: int) -> Task:
+        if name.endswith(".jsonl"):
+            raise UsageError("a JSONL task is a task about text; this run was trained on images of digits.")
+        return make_mnist_task(name, self.folder, n)
+
+    def training_data(self, batch: int, seed: int) -> MnistData:
+        return MnistData(self.folder, seed, batch)
+
+    def reference_inputs(self) -> Iterable[Inputs]:
+        data = MnistData(self.folder)
+        for step in range(16):
+            yield data.batch(step)[0]
+
+    def text(self, n: int) -> Tensor | None:
+        return None
+
+    def decode(self) -> Callable[[int], str] | None:
+        return None
+
+
+SUBJECTS: Sequence[str] = ("python", "digits", "mnist")
 
 
 def open_subject(name: str, data: Path, n_ctx: int) -> Subject:
-    """The subject of that name; `data` is the folder of its corpus, where it has one."""
+    """The subject of that name; `data` is the folder of its corpus or of its files, where it has one."""
     if name == "python":
         return PythonSubject(data, n_ctx)
     if name == "digits":
         return DigitsSubject()
+    if name == "mnist":
+        return MnistSubject(data)
     raise unknown("subject", name, SUBJECTS)

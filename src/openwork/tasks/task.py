@@ -27,7 +27,7 @@ class Split:
 
     name     "discover", "verify", "ood" (out of distribution) or "explain"
     inputs   arguments of the model's forward: (tokens [N, T] right-padded, at [N] the position that is asked) of a
-             language model, (x [N, F],) of a multilayer perceptron
+             language model, (x [N, F],) of a model of vectors or of images, whose pixels come flat
     answer   int64 [N], the output index that is right
     wrong    int64 [N, m], the output indices that compete with it
     pair     int64 [N], index of the example's counterpart in this split, or -1

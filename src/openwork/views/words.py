@@ -244,7 +244,7 @@ def lede(result: Record, vectors: bool) -> str:
     if not result.get("tasks"):
         return found
     what = (
-        "Small multilayer perceptrons were trained on images of handwritten digits"
+        "Small networks were trained on images of handwritten digits"
         if vectors
         else "Small transformers were trained on real Python source mixed with simple generated programs"
     )

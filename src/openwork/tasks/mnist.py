@@ -1,0 +1,179 @@
+"""The mnist subject: images of 28 x 28 pixels from four local files in the original idx format, scaled to 0..1.
+
+Knows the file format, the images and their classes. Does not know models, and downloads nothing.
+
+Image i of the train files (counted from 0) belongs to discover where i % 12 is 10, to explain where it is 11, else to
+train: 50,000, 5,000 and 5,000 of MNIST's 60,000. The t10k files are verify, and moved by a pixel or two (left, right,
+up, down in turn; what becomes free is black) the out-of-distribution split.
+
+Format (LeCun, Cortes and Burges, "THE IDX FILE FORMAT" at the foot of http://yann.lecun.com/exdb/mnist/): two zero
+bytes, the type of the values (8: unsigned byte), the number of axes, each axis' length as a big-endian 32-bit integer,
+then the values, the last axis running fastest.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwork.errors import RunError, UsageError, unknown
+from openwork.tasks.images import PAIRS, image_split, shifted
+from openwork.tasks.task import Inputs, Split, Task
+
+SIDE = 28
+UNSIGNED_BYTE = 8
+HELD_OUT = 500  # images in one batch of held-out data
+
+FILES = {  # part -> images, labels
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "t10k": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+WITH_LOOP, WITHOUT = (0, 6, 8, 9), (1, 2, 3, 4, 5, 7)
+
+MNIST_TASKS: dict[str, str] = {
+    "mnist": "name the digit of a 28 x 28 image; it competes with the other nine",
+    "loop": "tell a digit with a loop (0, 6, 8, 9) from one without; each competes with its counterpart's digit",
+    **{name: f"tell a {a} from a {b} in a 28 x 28 image" for name, (a, b) in PAIRS.items()},
+}
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path, axes: int) -> Tensor:
+    """The unsigned bytes of an idx file with so many axes, gzipped where its name ends in .gz.
+
+    RunError where it is not such a file, or holds fewer or more values than its head says.
+    """
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise RunError(f"{path} is truncated or damaged: {e}.") from e
+    head = bytes([0, 0, UNSIGNED_BYTE, axes])
+    if data[:4] != head:
+        raise RunError(f"{path} is not an idx file of bytes with {axes} axes: it begins {data[:4]!r}, not {head!r}.")
+    begin = 4 + 4 * axes
+    if len(data) < begin:
+        raise RunError(f"{path} is truncated: its head takes {begin} bytes, it has {len(data)}.")
+    shape = struct.unpack(f">{axes}I", data[4:begin])
+    if len(data) - begin != math.prod(shape):
+        problem = "truncated" if len(data) - begin < math.prod(shape) else "damaged"
+        raise RunError(
+            f"{path} is {problem}: its head says {' x '.join(map(str, shape))} values, it holds {len(data) - begin}."
+        )
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=begin).reshape(shape).copy())
+
+
+def _find(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """The four files, each as it is or gzipped; refuses with all names where one is missing."""
+    found: dict[str, Path] = {}
+    names = [n for pair in FILES.values() for n in pair]
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                found.setdefault(name, path)
+    missing = [n for n in names if n not in found]
+    if missing:
+        raise UsageError(
+            f"{', '.join(missing)} not found in {folder}. --data names the folder that holds the four files of MNIST, "
+            f"{', '.join(names)}, as they are or with .gz at the end."
+        )
+    return {part: (found[a], found[b]) for part, (a, b) in FILES.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Pixels uint8 [N, 784] and classes int64 [N] of the "train" and the "t10k" files."""
+
+    pixels: dict[str, Tensor]
+    labels: dict[str, Tensor]
+
+    def members(self, split: str) -> tuple[str, Tensor]:
+        """The part that a split is taken from, and the ascending indices of its images there."""
+        if split not in ("train", "discover", "verify", "ood", "explain"):
+            raise unknown("split of mnist", split, ("train", "discover", "verify", "ood", "explain"))
+        if split in ("verify", "ood"):
+            return "t10k", torch.arange(len(self.labels["t10k"]))
+        turn = torch.arange(len(self.labels["train"])) % 12
+        mine = {"discover": turn == 10, "explain": turn == 11}.get(split, turn < 10)
+        return "train", mine.nonzero().flatten()
+
+    def of(self, part: str, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels in 0..1 [K, 784] and classes [K] of some images of a part."""
+        return self.pixels[part][ids].float() / 255, self.labels[part][ids]
+
+
+@cache
+def load_images(folder: Path) -> Images:
+    """The four files of a folder. UsageError where one is missing, RunError where one is damaged or does not fit."""
+    pixels, labels = {}, {}
+    for part, (images, classes) in _find(folder).items():
+        x, y = read_idx(images, 3), read_idx(classes, 1)
+        if tuple(x.shape[1:]) != (SIDE, SIDE):
+            raise RunError(f"{images} holds images of {x.shape[1]} x {x.shape[2]} pixels, not {SIDE} x {SIDE}.")
+        if len(x) != len(y) or len(y) < 12:
+            raise RunError(f"{images} holds {len(x)} images and {classes.name} {len(y)} labels: 12 or more, one each.")
+        if int(y.max()) > 9:
+            raise RunError(f"{classes} holds the label {int(y.max())}; digits are 0 to 9.")
+        pixels[part], labels[part] = x.flatten(1), y.long()
+    return Images(pixels, labels)
+
+
+# -- tasks and training data -----------------------------------------------------------------------------------------
+
+
+def make_mnist_task(name: str, folder: Path, n: int) -> Task:
+    """The task of that name (see MNIST_TASKS) with up to n examples per split; refuses another with the nearest one."""
+    if name not in MNIST_TASKS:
+        raise unknown("mnist task", name, MNIST_TASKS)
+    data = load_images(folder)
+    pair = PAIRS.get(name)
+    sides = (WITH_LOOP, WITHOUT) if name == "loop" else ((pair[0],), (pair[1],)) if pair else None
+
+    def split(of: str) -> Split:
+        part, ids = data.members(of)
+        made = image_split(of, data.labels[part], ids, sides, n)
+        x, _ = data.of(part, made.ids)
+        if of == "ood":
+            return made.split(shifted(x, SIDE, reach=2), ", moved by a pixel or two")
+        return made.split(x)
+
+    splits = {s: split(s) for s in ("discover", "verify", "ood", "explain")}
+    return Task(name, MNIST_TASKS[name], splits, tuple(str(c) for c in pair or range(10)))
+
+
+@dataclass(frozen=True)
+class MnistData:
+    """Training data: batches of the train images, drawn with replacement."""
+
+    folder: Path
+    seed: int = 0
+    size: int = 64
+
+    def batch(self, step: int) -> tuple[Inputs, Tensor]:
+        """Images ([B, 784],) and classes [B]; a pure function of (seed, step)."""
+        data = load_images(self.folder)
+        part, train = data.members("train")
+        rows = np.random.default_rng([self.seed, step]).integers(0, len(train), self.size)
+        x, y = data.of(part, train[torch.from_numpy(rows)])
+        return (x,), y
+
+    def held_out(self, split: str) -> Iterable[tuple[Inputs, Tensor]]:
+        """All images of a split."""
+        data = load_images(self.folder)
+        part, ids = data.members(split)
+        for rows in ids.split(HELD_OUT):
+            x, y = data.of(part, rows)
+            yield (x,), y
