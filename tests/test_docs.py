@@ -182,9 +182,11 @@ def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
 
 
 def test_the_settings_that_the_commands_page_names_exist() -> None:
-    groups = {**QUOTES["cpu"].groups(), "training": TrainSettings}
+    groups = {**{n: schema for n, (_, schema) in REGIMES.items()}, **QUOTES["cpu"].groups(), "training": TrainSettings}
     named = [
-        s.split(".") for s in code_spans(ROOT / "docs" / "commands.md") if re.fullmatch(r"[a-z]+\.(?!jsonl)[a-z_]+", s)
+        s.split(".")
+        for s in code_spans(ROOT / "docs" / "commands.md")
+        if re.fullmatch(r"[a-z][a-z0-9]*\.(?!jsonl)[a-z_]+", s)
     ]
     assert len(named) > 10
     for group, name in named:

@@ -339,14 +339,15 @@ def train_run(
         raise unknown("task to train on", task, SUBJECTS)
     if regime not in REGIMES:
         raise unknown("regime", regime, REGIMES)
-    if density is not None and regime != "topk":
-        raise UsageError(f"--density is a setting of the regime topk; {regime} has none.")
+    with_density = [name for name, (_, schema) in REGIMES.items() if "density" in schema.model_fields]
+    if density is not None and regime not in with_density:
+        raise UsageError(f"--density is a setting of the regimes {', '.join(with_density)}; {regime} has none.")
     p = _preset({"python": QUOTES, "digits": DIGITS, "mnist": MNIST}[task], preset)
     changes = assigned(settings, ("training", regime, "model", *(["corpus"] if p.corpus else [])))
     p = p.changed({g: changes[g] for g in ("corpus", "model") if g in changes})
     options = {"topk": p.topk}.get(regime, {}) | ({"density": density} if density is not None else {})
     options |= changes.get(regime, {})
-    training = (p.sparse if regime == "topk" else p.dense) | {"seed": seed, "snapshots": ()}
+    training = (p.sparse if regime in with_density else p.dense) | {"seed": seed, "snapshots": ()}
     training |= ({"steps": steps} if steps else {}) | changes.get("training", {})
     training = filled(TrainSettings, training, "settings of training")
     options = filled(REGIMES[regime][1], options, f"settings of {regime}")

@@ -22,10 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from openwork import files
 from openwork.circuit import Circuit, Evidence, Explanation
-from openwork.errors import OpenworkError, RunError
+from openwork.errors import OpenworkError, RunError, UsageError
 from openwork.files import append_jsonl, new_folder, read_json, read_yaml, write_json, write_text, write_yaml
 from openwork.graph import Graph
 from openwork.models import build
@@ -75,7 +76,16 @@ def model_digest(model: nn.Module) -> str:
 
 
 def save_model(folder: Path, model: nn.Module, extra: Mapping[str, Any] | None = None) -> None:
-    """Writes a model that has a `config`, with anything else worth knowing about it in `extra`."""
+    """Writes a model that has a `config`, with anything else worth knowing about it in `extra`.
+
+    UsageError for a model with parametrizations (gates, weight norm): its config does not say how to build those.
+    """
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            raise UsageError(
+                f"{name or 'the model'} still has its parametrizations; remove them first "
+                "(a regime's finish does, or torch.nn.utils.parametrize.remove_parametrizations)."
+            )
     tensors: dict[str, Tensor] = {}
     for name, t in model.state_dict().items():
         t = t.detach().cpu()

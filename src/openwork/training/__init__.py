@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from openwork.errors import unknown
 from openwork.settings import checked
 from openwork.training.dropout import Dropout, DropoutSettings
+from openwork.training.gates import L0, L0Settings
 from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings, held_out_loss, train
 from openwork.training.optimizers import OPTIMIZERS
 from openwork.training.rigl import RigL, RigLSettings
@@ -26,6 +27,7 @@ REGIMES: dict[str, tuple[type[Regime[Any]], type[BaseModel]]] = {
     "dropout": (Dropout, DropoutSettings),
     "topk": (TopK, TopKSettings),
     "rigl": (RigL, RigLSettings),
+    "l0": (L0, L0Settings),
     "weight_norm": (WeightNorm, WeightNormSettings),
 }
 
@@ -39,6 +41,7 @@ def make_regime(name: str, options: Mapping[str, Any] | None = None) -> Regime[A
 
 
 __all__ = [
+    "L0",
     "L1",
     "L2",
     "OPTIMIZERS",
@@ -47,6 +50,7 @@ __all__ = [
     "DenseSettings",
     "Dropout",
     "DropoutSettings",
+    "L0Settings",
     "L1Settings",
     "L2Settings",
     "Regime",

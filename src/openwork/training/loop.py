@@ -82,8 +82,12 @@ class Regime(Generic[S]):
         """Around the forward and backward pass of a step: the place of hooks; on leaving, the gradients are there."""
         return nullcontext()
 
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameters that `prepare` added, as an optimizer's groups; "lr_factor" multiplies the run's learning rate."""
+        return []
+
     def penalty(self, model: nn.Module, step: int) -> Tensor | None:
-        """What is added to the loss, in nats."""
+        """What is added to the loss, in nats; sees the weights that this step's loss saw."""
         return None
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
@@ -214,31 +218,62 @@ def lr_factor(step: int, s: TrainSettings) -> float:
     return min(rise, fall)
 
 
-def matrices(model: nn.Module) -> dict[str, Tensor]:
-    """The trained weights of two axes or more, by name: what sparsity is counted over.
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context, the model is as it is used after training: parametrizations that draw noise draw none."""
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
-    Where a weight is parametrized, it is the effective one that the model computes with: read it, do not write to it.
+
+def places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where each trained matrix (two axes or more) lives: name -> module and attribute.
+
+    A matrix under a parametrization keeps its name, and what the parametrization holds is no matrix of the model.
     """
-    found: dict[str, Tensor] = {
-        n: p
-        for n, p in model.named_parameters()
-        if p.requires_grad and p.dim() >= 2 and ".parametrizations." not in f".{n}"
-    }
+    found: dict[str, tuple[nn.Module, str]] = {}
+    inside: set[nn.Module] = set()
+    seen: set[nn.Parameter] = set()
     for path, module in model.named_modules():
-        if not parametrize.is_parametrized(module):
+        if module in inside:
             continue
-        of = cast(nn.ModuleDict, module.parametrizations)
-        for tensor in (t for t in of if any(p.requires_grad for p in of[t].parameters())):
-            weight = getattr(module, tensor)
-            if weight.dim() >= 2:
-                found[f"{path}.{tensor}".removeprefix(".")] = weight
+        own = {n: [p] for n, p in module.named_parameters(recurse=False)}
+        if parametrize.is_parametrized(module):
+            held = module.get_submodule("parametrizations")
+            inside |= set(held.modules())
+            own |= {n: list(of.parameters(recurse=False)) for n, of in held.named_children()}
+        for name, of in own.items():
+            if any(p.requires_grad and p.dim() >= 2 for p in of) and seen.isdisjoint(of):
+                found[f"{path}.{name}" if path else name] = (module, name)
+            seen |= set(of)
     return found
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy whose parametrizations can be removed alone: torch's own shares the class that removal changes."""
+    copy_ = copy.deepcopy(model)
+    for module in copy_.modules():
+        if parametrize.is_parametrized(module):
+            shared: type[nn.Module] = type(module)
+            body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+            module.__class__ = cast(type[nn.Module], type(shared.__name__, shared.__bases__, body))
+    return copy_
+
+
+def matrices(model: nn.Module) -> dict[str, Tensor]:
+    """The trained matrices by name, as the model uses them: what sparsity is counted over and penalties act on."""
+    return {n: getattr(module, attribute) for n, (module, attribute) in places(model).items()}
 
 
 @torch.no_grad()
 def count_nonzero(model: nn.Module) -> tuple[int, int]:
-    """Nonzero and all entries of the matrices."""
-    of = matrices(model).values()
+    """Nonzero and all entries of the matrices, as they are after training."""
+    with evaluating(model):
+        of = matrices(model).values()
     return sum(int(w.count_nonzero()) for w in of), sum(w.numel() for w in of)
 
 
@@ -252,7 +287,8 @@ def dead_neurons(model: nn.Module) -> float:
     for site in (s for s in graph.sites if s.kind == "neuron"):
         alive = torch.ones(site.size, dtype=torch.bool)
         for links, axis in ((graph.into(site.name), 1), (graph.out_of(site.name), 0)):
-            weights = [weight_of(model.get_submodule(e.module)) for e in links if e.kind == "weight"]
+            with evaluating(model):
+                weights = [weight_of(model.get_submodule(e.module)) for e in links if e.kind == "weight"]
             used = [(w.flatten(2).abs().sum(-1) if w.dim() > 2 else w).count_nonzero(axis) > 0 for w in weights]
             alive &= torch.stack(used).any(0).cpu() if used else True
         dead += site.size - int(alive.sum())
@@ -266,9 +302,10 @@ def held_out_loss(
 ) -> float:
     """Mean cross-entropy in nats per target on a split; the loop itself only ever asks for "discover"."""
     total, n = 0.0, 0
-    for inputs, targets in data.held_out(split):
-        loss = _loss(model, inputs, targets, device, amp)
-        total, n = total + float(loss) * targets.numel(), n + targets.numel()
+    with evaluating(model):
+        for inputs, targets in data.held_out(split):
+            loss = _loss(model, inputs, targets, device, amp)
+            total, n = total + float(loss) * targets.numel(), n + targets.numel()
     return total / n if n else math.nan
 
 
@@ -326,10 +363,11 @@ class _Run:
     def begin(self) -> None:
         """Sets everything up, from the checkpoint where there is one."""
         self._start, self._start_cpu = time.perf_counter(), time.process_time()
-        self.model.to(self.device)
+        self.model.to(self.device).train()
         for regime in self.regimes:
             regime.prepare(self.model, self.settings.steps)
-        self.optimizer = OPTIMIZERS[self.settings.optimizer](self.model, self.settings)
+        own = [group for regime in self.regimes for group in regime.groups(self.model)]
+        self.optimizer = OPTIMIZERS[self.settings.optimizer](self.model, self.settings, own)
         self.tally = _Tally(torch.zeros((), device=self.device))
         self._restore()
         kept = [r for r in files.read_jsonl(self._metrics) if r.get("step", math.inf) <= self.step]
@@ -364,9 +402,10 @@ class _Run:
         begin = time.perf_counter()
         factor = lr_factor(self.step, s) * self._density_factor()
         for group in self.optimizer.param_groups:
-            group["lr"] = s.lr * factor
+            group["lr"] = s.lr * factor * group.get("lr_factor", 1.0)
         inputs, targets = self.data.batch(self.step)
         with ExitStack() as around:
+            around.enter_context(parametrize.cached())  # penalties see the very sample that the loss saw
             around.enter_context(gradient_point(self.optimizer))
             for regime in self.regimes:
                 around.enter_context(regime.during(self.model, self.step))
@@ -477,7 +516,7 @@ class _Run:
 
     def _save_snapshot(self) -> None:
         """Keeps the model as it is now, finished like the final one."""
-        plain = _copied(self.model)
+        plain = copied(self.model)
         if self.step < self.settings.steps:
             self._finish(plain)
         held_out = held_out_loss(plain, self.data, self.device, self.settings.amp)
@@ -592,20 +631,6 @@ def _plan(model: nn.Module, data: TrainData, regimes: Sequence[Regime[BaseModel]
             "data": first.hexdigest(),
         }
     )
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy that can be finished alone.
-
-    torch gives a parametrized module a class of its own that holds the weight as a property; copies share that class,
-    and taking the parametrization from one would take the weight from all.
-    """
-    plain = copy.deepcopy(model)
-    for m in plain.modules():
-        if parametrize.is_parametrized(m):
-            shared = type(m)
-            m.__class__ = cast(type[nn.Module], type(shared.__name__, shared.__bases__, dict(vars(shared))))
-    return plain
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:

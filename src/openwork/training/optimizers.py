@@ -1,6 +1,7 @@
 """The optimizers by name. A new one is a function here and one line in OPTIMIZERS.
 
-Weight decay falls on matrices only (two axes or more), never on biases and gains. Muon and LMO-IGT treat hidden
+Weight decay falls on matrices only (two axes or more), never on biases and gains. What a regime has added to the model
+(`Regime.groups`) is in groups of its own and follows their rules. Muon and LMO-IGT treat hidden
 matrices apart from the rest: the two-axis weights of links that neither leave an input nor enter the output, as the
 model's graph says. Their steps are scaled to a root mean square of 0.2 lr per entry, about that of Adam (Liu et al.
 2025, arXiv 2502.16982), so that one learning rate serves all parameters.
@@ -13,9 +14,9 @@ Knows parameters and the graph's links. Does not know losses, regimes or data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,25 @@ STEP_RMS = 0.2  # of an entry's step, in units of lr
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, kellerjordan.github.io/posts/muon
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, without: Collection[Tensor] = ()) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices with weight decay, everything else without."""
-    out = {id(p) for p in without}
+Groups = Sequence[dict[str, Any]]  # as torch's optimizers take them: "params" and their settings
+
+
+class MakeOptimizer(Protocol):
+    """An optimizer for a model's trainable parameters; `own` are the groups of the regimes."""
+
+    def __call__(self, model: nn.Module, settings: TrainSettings, own: Groups = ()) -> Optimizer: ...
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, own: Groups = (), without: Collection[Tensor] = ()
+) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups, matrices with weight decay and everything else without, and the own ones."""
+    out = {id(p) for p in (*without, *(p for group in own for p in group["params"]))}
     trained = [p for p in model.parameters() if p.requires_grad and id(p) not in out]
     return [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        *own,
     ]
 
 
@@ -75,19 +88,19 @@ def gradient_point(optimizer: Optimizer) -> AbstractContextManager[None]:
 # -- from torch --------------------------------------------------------------------------------------------------------
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> Optimizer:
+def adamw(model: nn.Module, settings: TrainSettings, own: Groups = ()) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), fused: on a CPU 2 to 6 times faster than not."""
-    groups = parameter_groups(model, settings.weight_decay)
+    groups = parameter_groups(model, settings.weight_decay, own)
     return torch.optim.AdamW(groups, settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def sgd(model: nn.Module, settings: TrainSettings) -> Optimizer:
+def sgd(model: nn.Module, settings: TrainSettings, own: Groups = ()) -> Optimizer:
     """Stochastic gradient descent; betas[0] is its momentum. Its weight decay goes through the gradient."""
-    groups = parameter_groups(model, settings.weight_decay)
+    groups = parameter_groups(model, settings.weight_decay, own)
     return torch.optim.SGD(groups, settings.lr, momentum=settings.betas[0], fused=True)
 
 
-def muon(model: nn.Module, settings: TrainSettings) -> Optimizer:
+def muon(model: nn.Module, settings: TrainSettings, own: Groups = ()) -> Optimizer:
     """Muon (Jordan et al. 2024) for hidden matrices, betas[0] its momentum, and AdamW for everything else.
 
     Every weight of a matrix moves at every step, also where its gradient is zero: masks must be applied after the
@@ -99,7 +112,7 @@ def muon(model: nn.Module, settings: TrainSettings) -> Optimizer:
     first = torch.optim.Muon(
         hidden, settings.lr, settings.weight_decay, momentum=settings.betas[0], adjust_lr_fn="match_rms_adamw"
     )
-    groups = parameter_groups(model, settings.weight_decay, without=hidden)
+    groups = parameter_groups(model, settings.weight_decay, own, hidden)
     return Together(first, torch.optim.AdamW(groups, settings.lr, betas=settings.betas, eps=settings.eps, fused=True))
 
 
@@ -132,12 +145,12 @@ class Together(Optimizer):
 # -- LMO-IGT -----------------------------------------------------------------------------------------------------------
 
 
-def lmo_igt(model: nn.Module, settings: TrainSettings) -> Optimizer:
+def lmo_igt(model: nn.Module, settings: TrainSettings, own: Groups = ()) -> Optimizer:
     """Implicit gradient transport with spectral steps for hidden matrices and sign steps for the rest, see `LmoIgt`."""
     hidden = hidden_matrices(model)
     groups = [
         {"params": hidden, "weight_decay": settings.weight_decay, "spectral": True},
-        *({**g, "spectral": False} for g in parameter_groups(model, settings.weight_decay, without=hidden)),
+        *({**g, "spectral": False} for g in parameter_groups(model, settings.weight_decay, own, hidden)),
     ]
     return LmoIgt(groups, settings.lr, settings.betas[0])
 
@@ -212,7 +225,7 @@ def orthogonal(m: Tensor, rounds: int = 5) -> Tensor:
     return x.T if m.shape[0] > m.shape[1] else x
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, TrainSettings], Optimizer]] = {
+OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adamw": adamw,
     "sgd": sgd,
     "muon": muon,
