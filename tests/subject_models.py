@@ -17,6 +17,7 @@ SMALL = {"vocab": 11, "n_layer": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_c
 
 VARIANTS: dict[str, BaseModel] = {
     "mlp": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=4),
+    "mlp, silu, one output": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=1, activation="silu"),
     "mlp without hidden layer": models.MLPConfig(inputs=5, hidden=(), outputs=3),
     "cnn": models.CNNConfig(
         image=(2, 9, 8),

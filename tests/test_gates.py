@@ -319,7 +319,9 @@ def test_the_random_numbers_of_a_run_do_not_depend_on_when_it_is_looked_at(tmp_p
 
 def test_another_choice_of_weights_beside_l0_is_refused_in_either_order(tmp_path: Path) -> None:
     for names in (("l0", "topk"), ("topk", "l0"), ("rigl", "l0")):
-        with pytest.raises(UsageError, match="l0 and (topk|rigl) do not compose: each decides alone which weights are zero"):
+        with pytest.raises(
+            UsageError, match="l0 and (topk|rigl) do not compose: each decides alone which weights are zero"
+        ):
             trained(tmp_path, regimes=tuple(make_regime(n) for n in names))
 
 

@@ -111,7 +111,7 @@ class TrainOptions(TrainingOptions):
     task: Literal["python", "digits", "mnist"] = Field(description="What to train on.")
     data: Path | None = Field(default=None, description="Folder of the four files of MNIST (task mnist).")
     regime: str = Field(
-        default="topk", description="Way of training: dense, l1, l2, dropout, topk, rigl, l0, weight_norm."
+        default="topk", description="Way of training: dense, l1, l2, dropout, topk, rigl, l0, bimt, weight_norm."
     )
     density: float | None = Field(
         default=None, gt=0, le=1, description="Share of weights that stay nonzero (regimes topk and l0)."

@@ -1,6 +1,6 @@
-"""A multilayer perceptron with ReLU, for feature vectors such as images of digits or network flows.
+"""A multilayer perceptron with ReLU or SiLU, for feature vectors such as images of digits or network flows.
 
-Sites are the input, each hidden layer after its ReLU, and the logits; every weight matrix is a link.
+Sites are the input, each hidden layer after its activation, and the logits; every weight matrix is a link.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class MLPConfig(BaseModel):
     kind: Literal["mlp"] = "mlp"
     inputs: int = Field(64, ge=1)
     hidden: tuple[int, ...] = (48, 48)
-    outputs: int = Field(10, ge=2)
+    outputs: int = Field(10, ge=1)
+    activation: Literal["relu", "silu"] = "relu"
 
 
 class MLP(nn.Module):
@@ -38,10 +39,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, outputs] of features [B, inputs]."""
+        bend = {"relu": F.relu, "silu": F.silu}[self.config.activation]
         x = self.nodes[0](x)
         for i, layer in enumerate(self.layers, 1):
             x = layer(x)
-            x = self.nodes[i](x if i == len(self.layers) else F.relu(x))
+            x = self.nodes[i](x if i == len(self.layers) else bend(x))
         return x
 
     def graph(self) -> Graph:

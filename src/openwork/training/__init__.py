@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from openwork.errors import unknown
 from openwork.settings import checked
+from openwork.training.bimt import BIMT, BIMTSettings
 from openwork.training.dropout import Dropout, DropoutSettings
 from openwork.training.gates import L0, L0Settings
-from openwork.training.loop import Regime, TrainData, TrainResult, TrainSettings, held_out_loss, train
+from openwork.training.loop import OwnLoss, Regime, TrainData, TrainResult, TrainSettings, held_out_loss, train
 from openwork.training.optimizers import OPTIMIZERS
 from openwork.training.rigl import RigL, RigLSettings
 from openwork.training.weight_norm import WeightNorm, WeightNormSettings
@@ -29,6 +30,7 @@ REGIMES: dict[str, tuple[type[Regime[Any]], type[BaseModel]]] = {
     "rigl": (RigL, RigLSettings),
     "l0": (L0, L0Settings),
     "weight_norm": (WeightNorm, WeightNormSettings),
+    "bimt": (BIMT, BIMTSettings),
 }
 
 
@@ -41,11 +43,13 @@ def make_regime(name: str, options: Mapping[str, Any] | None = None) -> Regime[A
 
 
 __all__ = [
+    "BIMT",
     "L0",
     "L1",
     "L2",
     "OPTIMIZERS",
     "REGIMES",
+    "BIMTSettings",
     "Dense",
     "DenseSettings",
     "Dropout",
@@ -53,6 +57,7 @@ __all__ = [
     "L0Settings",
     "L1Settings",
     "L2Settings",
+    "OwnLoss",
     "Regime",
     "RigL",
     "RigLSettings",

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,10 @@ FORMAT, VERSION = "openwork-training", 1
 
 
 class TrainData(Protocol):
-    """Where batches come from. Integer targets are [B, T] for a language model, [B] for a classifier."""
+    """Where batches come from. Integer targets are [B, T] for a language model, [B] for a classifier.
+
+    The loss is cross-entropy, unless the data have a method `loss(outputs, targets)` of their own (see `OwnLoss`).
+    """
 
     def batch(self, step: int) -> tuple[Inputs, Tensor]:
         """Inputs and targets of one step: a pure function of the step."""
@@ -55,6 +58,15 @@ class TrainData(Protocol):
 
     def held_out(self, split: str) -> Iterable[tuple[Inputs, Tensor]]:
         """Fixed batches of the "discover" or "verify" data."""
+        ...
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """Data that say what a model's outputs are worth, such as a regression."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss per target, in float32 on the outputs' device; targets may be of any shape and type."""
         ...
 
 
@@ -102,6 +114,10 @@ class Regime(Generic[S]):
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """More columns for metrics.jsonl; called once per record."""
+        return {}
+
+    def notes(self) -> dict[str, Any]:
+        """What a reader of the stored model should know: plain data for its config.json, under the regime's name."""
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -300,11 +316,11 @@ def dead_neurons(model: nn.Module) -> float:
 def held_out_loss(
     model: nn.Module, data: TrainData, device: torch.device, amp: bool = False, split: str = "discover"
 ) -> float:
-    """Mean cross-entropy in nats per target on a split; the loop itself only ever asks for "discover"."""
+    """Mean loss per target on a split, in nats unless the data bring their own; the loop only asks for "discover"."""
     total, n = 0.0, 0
     with evaluating(model):
         for inputs, targets in data.held_out(split):
-            loss = _loss(model, inputs, targets, device, amp)
+            loss = _loss(model, data, inputs, targets, device, amp)
             total, n = total + float(loss) * targets.numel(), n + targets.numel()
     return total / n if n else math.nan
 
@@ -388,7 +404,7 @@ class _Run:
             cpu_seconds=self._cpu_seconds(),
             tokens=self.tokens,
         )
-        save_model(self.folder / "model", self.model, {"training": asdict(result)})
+        save_model(self.folder / "model", self.model, {**self._notes(), "training": asdict(result)})
         document = {"format": FORMAT, "version": VERSION, "plan": self.plan, "result": asdict(result)}
         files.write_json(self.folder / "training.json", document)
         files.remove(self._checkpoint.parent)
@@ -409,7 +425,7 @@ class _Run:
             around.enter_context(gradient_point(self.optimizer))
             for regime in self.regimes:
                 around.enter_context(regime.during(self.model, self.step))
-            loss = _loss(self.model, inputs, targets, self.device, s.amp)
+            loss = _loss(self.model, self.data, inputs, targets, self.device, s.amp)
             penalties = [p for r in self.regimes if (p := r.penalty(self.model, self.step)) is not None]
             (loss + sum(penalties) if penalties else loss).backward()
         _clip(self.model, s.clip)
@@ -520,8 +536,11 @@ class _Run:
         if self.step < self.settings.steps:
             self._finish(plain)
         held_out = held_out_loss(plain, self.data, self.device, self.settings.amp)
-        extra = {"step": self.step, "held_out": held_out, "tokens": self.tokens}
+        extra = {**self._notes(), "step": self.step, "held_out": held_out, "tokens": self.tokens}
         save_model(self.folder / "snapshots" / str(self.step), plain, extra)
+
+    def _notes(self) -> dict[str, Any]:
+        return {r.name: notes for r in self.regimes if (notes := r.notes())}
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -652,13 +671,17 @@ def _due(step: int, s: TrainSettings) -> bool:
     return step % s.log_every == 0 or step % s.eval_every == 0 or step == s.steps
 
 
-def _loss(model: nn.Module, inputs: Inputs, targets: Tensor, device: torch.device, amp: bool) -> Tensor:
-    """Mean cross-entropy, in nats per target."""
+def _loss(
+    model: nn.Module, data: TrainData, inputs: Inputs, targets: Tensor, device: torch.device, amp: bool
+) -> Tensor:
+    """Mean loss per target: the data's own, or cross-entropy in nats."""
     cuda = device.type == "cuda"
     inputs = tuple(x.to(device, non_blocking=cuda) for x in inputs)
     targets = targets.to(device, non_blocking=cuda)
     with torch.autocast("cuda", torch.bfloat16, enabled=amp and cuda):
         logits = model(*inputs)
+    if isinstance(data, OwnLoss):
+        return data.loss(logits.float(), targets)
     return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
 
 
