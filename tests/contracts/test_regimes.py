@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from openwork import models
+from openwork.errors import UsageError
 from openwork.models.cnn import ConvBlock
 from openwork.store import load_model, model_digest
 from openwork.training import REGIMES, TrainResult, TrainSettings, make_regime, train
