@@ -114,7 +114,7 @@ class TrainOptions(TrainingOptions):
         default="topk", description="Way of training: dense, l1, l2, dropout, topk, rigl, l0, bimt, weight_norm."
     )
     density: float | None = Field(
-        default=None, gt=0, le=1, description="Share of weights that stay nonzero (regimes topk and l0)."
+        default=None, gt=0, le=1, description="Share of weights that stay nonzero (regimes topk, rigl, l0)."
     )
     steps: int | None = Field(default=None, ge=1, description="Training steps; by default the preset's.")
 
