@@ -72,7 +72,7 @@ def page(found: dict[tuple[str, str, int], list[float]], formulas: list[str], se
     parts = [
         "# Wires that cost their length: BIMT and its parts",
         f"Made by `python benchmarks/bimt.py --formulas {' '.join(formulas)} --seeds {' '.join(map(str, seeds))}`, {STEPS} steps, "
-        "at the settings published with the paper (Liu, Gan, Tegmark 2023, arXiv 2305.08746); mean and range over "
+        "at the settings published with the paper (Liu, Gan, Tegmark 2023, arXiv 2305.08746); median and range over "
         f"{len(seeds)} seeds. The last two rows are ours: the best places of a whole layer at once, and that from ten "
         "random arrangements besides. *Swap only* is a control: its weights are those of *none*.",
     ]
@@ -108,8 +108,8 @@ def figures(formula: str, name: str, seed: int, out: Path) -> list[float]:
 
 
 def spread(values: list[float]) -> str:
-    """The mean, and the range where there are several."""
-    shown = f"{statistics.fmean(values):.3g}"
+    """The median, and the range where there are several."""
+    shown = f"{statistics.median(values):.3g}"
     return shown if len(values) == 1 else f"{shown} ({min(values):.3g} to {max(values):.3g})"
 
 

@@ -92,7 +92,8 @@ def table(title: str, rows: Sequence[Record]) -> Table:
     out = Table(title=escape(_words(title)), title_justify="left", title_style="bold", show_lines=told)
     for n in names:
         right = all(_is_number(row[n]) for row in rows if row.get(n) is not None)
-        out.add_column(escape(_words(n)), justify="right" if right else "left", overflow="fold")
+        whole = n == names[0] and not any(" " in cell(row.get(n), n) for row in rows)  # a record's name is not cut up
+        out.add_column(escape(_words(n)), justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         out.add_row(*(escape(cell(row.get(n), n)) for n in names))
     return out
