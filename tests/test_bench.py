@@ -140,7 +140,7 @@ def test_evidence_survives_a_second_look_and_dossiers_are_kept(digits: tuple[Pat
         (lambda out: bench.train_run("pyton", "topk", None, out), 'no task to train on named "pyton"'),
         (
             lambda out: bench.train_run("digits", "dense", 0.1, out),
-            "a setting of the regimes topk, l0; dense has none",
+            "a setting of the regimes topk, rigl, l0; dense has none",
         ),
         (lambda out: bench.run_quotes(out, "cpuu"), 'no preset named "cpuu"'),
         (lambda out: bench.run_quotes(out, "smoke", tasks=("for_whlie",)), 'Nearest: "for_while"'),
