@@ -73,9 +73,9 @@ def page(found: dict[tuple[str, str, int], list[float]], formulas: list[str], se
     parts = [
         "# Wires that cost their length: BIMT and its parts",
         f"Made by `python benchmarks/bimt.py --formulas {' '.join(formulas)} --seeds {' '.join(map(str, seeds))}`, "
-        f"{STEPS} steps, at the settings published with the paper (Liu, Gan, Tegmark 2023, arXiv 2305.08746); median and "
-        f"range over {len(seeds)} seeds. The last two rows are ours: the best places of a whole layer at once, and that from ten "
-        "random arrangements besides. *Swap only* is a control: its weights are those of *none*.",
+        f"{STEPS} steps, at the settings published with the paper (Liu, Gan, Tegmark 2023, arXiv 2305.08746); median "
+        f"and range over {len(seeds)} seeds. The last two rows are ours: the best places of a whole layer at once, and "
+        "that from ten random arrangements besides. *Swap only* is a control: its weights are those of *none*.",
     ]
     for formula in formulas:
         cells = {name: [found[formula, name, seed] for seed in seeds] for name in REGIMES}
