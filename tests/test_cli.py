@@ -433,7 +433,8 @@ def test_ctrl_c_says_that_the_run_can_be_resumed(tmp_path: Path) -> None:
 
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys, time, types\n"
+        "import signal, sys, time, types\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         "fake = types.ModuleType('openwork.bench')\n"
         "def show_run(run):\n"
         "    print('ready', file=sys.stderr, flush=True)\n"
