@@ -5,6 +5,7 @@ SUBJECTS is the one list; a new subject is a class and one line here. Knows data
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,7 +86,26 @@ class PythonSubject:
         return lambda token: self.corpus.decode([token])
 
 
-class DigitsSubject:
+class ImageSubject(ABC):
+    """What subjects of images share: no text, and means that are taken over training batches."""
+
+    @abstractmethod
+    def training_data(self, batch: int, seed: int) -> Any:
+        """Batches for training and for held-out loss."""
+
+    def reference_inputs(self) -> Iterable[Inputs]:
+        data = self.training_data(64, 0)
+        for step in range(16):
+            yield data.batch(step)[0]
+
+    def text(self, n: int) -> Tensor | None:
+        return None
+
+    def decode(self) -> Callable[[int], str] | None:
+        return None
+
+
+class DigitsSubject(ImageSubject):
     """Scikit-learn's 8x8 images of digits."""
 
     name = "digits"
@@ -103,19 +123,8 @@ class DigitsSubject:
     def training_data(self, batch: int, seed: int) -> Any:
         return digits_data(seed, batch=batch)
 
-    def reference_inputs(self) -> Iterable[Inputs]:
-        data = digits_data(0, batch=64)
-        for step in range(16):
-            yield data.batch(step)[0]
 
-    def text(self, n: int) -> Tensor | None:
-        return None
-
-    def decode(self) -> Callable[[int], str] | None:
-        return None
-
-
-class MnistSubject:
+class MnistSubject(ImageSubject):
     """Images of digits in the files of a folder."""
 
     name = "mnist"
@@ -134,17 +143,6 @@ class MnistSubject:
 
     def training_data(self, batch: int, seed: int) -> MnistData:
         return MnistData(self.folder, seed, batch)
-
-    def reference_inputs(self) -> Iterable[Inputs]:
-        data = MnistData(self.folder)
-        for step in range(16):
-            yield data.batch(step)[0]
-
-    def text(self, n: int) -> Tensor | None:
-        return None
-
-    def decode(self) -> Callable[[int], str] | None:
-        return None
 
 
 SUBJECTS: Sequence[str] = ("python", "digits", "mnist")
