@@ -19,7 +19,7 @@ from openwork.models.cnn import CNN, CNNConfig, ConvBlock
 from openwork.patching import graph_of, patched, record
 from openwork.tasks.task import Split, Task
 from openwork.training import TopK, TopKSettings
-from openwork.training.loop import dead_neurons
+from openwork.training.matrices import dead_neurons
 from openwork.verify.question import live_nodes
 from subject_models import inputs_of, make
 

@@ -26,7 +26,7 @@ from openwork.training import (
     make_regime,
     train,
 )
-from openwork.training.loop import count_nonzero, matrices
+from openwork.training.matrices import count_nonzero, matrices
 from test_training import CONFIG, Counting, Stop, settings_of, timeless
 
 CPU = torch.device("cpu")

@@ -174,6 +174,8 @@ def test_a_task_of_text_or_of_a_wrong_name_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("train --task digit", 'Nearest: "digits"'),
+        ("train --task digits --corpus here", "--corpus is for --task python"),
         ("train --task mnist", "--task mnist needs --data DIR"),
         ("train --task digits --data here", "--data is for --task mnist"),
         ("train --task mnist --data nowhere", "train-images-idx3-ubyte"),

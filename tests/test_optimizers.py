@@ -17,7 +17,7 @@ from openwork import files, models
 from openwork.errors import UsageError
 from openwork.store import model_digest
 from openwork.training import OPTIMIZERS, DenseSettings, Regime, TrainSettings, make_regime, train
-from openwork.training.loop import count_nonzero
+from openwork.training.matrices import count_nonzero
 from openwork.training.optimizers import LmoIgt, gradient_point, hidden_matrices, orthogonal
 from test_training import CONFIG, Counting, Stop, settings_of, timeless
 

@@ -17,7 +17,7 @@ from openwork import files, models
 from openwork.errors import UsageError
 from openwork.store import model_digest
 from openwork.training import OPTIMIZERS, DenseSettings, Regime, RigL, RigLSettings, TrainSettings, make_regime, train
-from openwork.training.loop import count_nonzero, matrices
+from openwork.training.matrices import count_nonzero, matrices
 from openwork.training.rigl import counts, moved_mask
 from test_training import CONFIG, Counting, Stop, settings_of, timeless
 

@@ -18,7 +18,8 @@ from openwork import files, models, threads
 from openwork.errors import RunError, UsageError
 from openwork.store import load_model, model_digest
 from openwork.training import OPTIMIZERS, TopK, TopKSettings, TrainSettings, make_regime, train
-from openwork.training.loop import count_nonzero, dead_neurons, lr_factor
+from openwork.training.loop import lr_factor
+from openwork.training.matrices import count_nonzero, dead_neurons
 from openwork.training.selection import Floor, Kept, default_floor, largest
 
 CONFIG = models.TransformerConfig(vocab=16, n_layer=2, d_model=16, d_head=8, d_mlp=32, n_ctx=8)

@@ -24,7 +24,7 @@ from openwork.circuit import Evidence
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
 from openwork.patching import graph_of, weight_of
-from openwork.presets import DIGITS, MNIST, QUOTES, Preset
+from openwork.presets import DIGITS, PRESETS, QUOTES, Preset
 from openwork.progress import Progress
 from openwork.runs import (
     Plan,
@@ -329,7 +329,7 @@ def train_run(
 ) -> Result:
     """Trains one model into a run folder.
 
-    data      folder of the four files of MNIST, for that task; the run remembers it
+    data      folder of the user's files, for subjects that have some; the run remembers it
     settings  changes to the preset, each as "group.name=value"; groups: training, model, the regime's name and, for
               Python source, corpus
     """
@@ -342,7 +342,15 @@ def train_run(
     with_density = [name for name, (_, schema) in REGIMES.items() if "density" in schema.model_fields]
     if density is not None and regime not in with_density:
         raise UsageError(f"--density is a setting of the regimes {', '.join(with_density)}; {regime} has none.")
-    p = _preset({"python": QUOTES, "digits": DIGITS, "mnist": MNIST}[task], preset)
+    kind = SUBJECTS[task]
+    if corpus is not None and kind.data != "corpus":
+        raise UsageError(f"--corpus is for --task python; {task} is made of {kind.made_of}.")
+    if (kind.data == "folder") != (data is not None):
+        if data is None:
+            raise UsageError(f"--task {task} needs --data DIR, the folder of its files.")
+        takers = " and ".join(f"--task {n}" for n, k in SUBJECTS.items() if k.data == "folder")
+        raise UsageError(f"--data is for {takers}; {task} brings its own data.")
+    p = _preset(PRESETS[task], preset)
     changes = assigned(settings, ("training", regime, "model", *(["corpus"] if p.corpus else [])))
     p = p.changed({g: changes[g] for g in ("corpus", "model") if g in changes})
     options = {"topk": p.topk}.get(regime, {}) | ({"density": density} if density is not None else {})
@@ -353,10 +361,10 @@ def train_run(
     options = filled(REGIMES[regime][1], options, f"settings of {regime}")
     where = str(data.resolve()) if data else "data"
     plan = Plan(task, where, p.model, training, {regime: options}, p.examples, seed, p.batch, device)
-    if task == "mnist":
+    if kind.data == "folder":
         open_subject(task, out / where, 0)  # missing or damaged files are told before anything is written
     begin_run(out, plan.settings())
-    if task == "python":
+    if kind.data == "corpus":
         build_corpus(out / "data", p.corpus_for(corpus), progress.log)
     (figures,) = map_jobs([Job(f"train {out.name}", train_plan, (out, plan, f"train {out.name}"))], 1, progress)
     return {"run": str(out), "regime": regime, **figures}

@@ -161,3 +161,5 @@ MNIST: dict[str, Preset] = {
     )
     for name, steps in (("cpu", 2500), ("gpu", 2500), ("smoke", 200))
 }
+
+PRESETS: dict[str, dict[str, Preset]] = {"python": QUOTES, "digits": DIGITS, "mnist": MNIST}  # by subject

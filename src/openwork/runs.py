@@ -35,9 +35,9 @@ from openwork.explain.dossier import build_dossier
 from openwork.files import plain, read_yaml
 from openwork.models import build
 from openwork.settings import checked
-from openwork.tasks.subjects import Subject, open_subject
+from openwork.tasks.subjects import SUBJECTS, Subject, open_subject
 from openwork.tasks.task import Split, Task, correct, losses
-from openwork.training import TrainSettings, held_out_loss, make_regime, train
+from openwork.training import TrainSettings, held_out_accuracy, held_out_loss, make_regime, train
 from openwork.verify import Question, verify
 from openwork.workers import report
 
@@ -207,9 +207,10 @@ def figures_of(run: Run, device: str = "cpu") -> Result:
     kept = patching.support(run.model)
     nonzero, total = sum(int(kept[e.name].sum()) for e in links), sum(kept[e.name].numel() for e in links)
     assert run.reference
-    data = run.subject.training_data(32, 0)
+    data, model, where = run.subject.training_data(32, 0), run.model.to(device), torch.device(device)
     return {
-        "verify_loss": held_out_loss(run.model.to(device), data, torch.device(device), split="verify"),
+        "verify_loss": held_out_loss(model, data, where, split="verify"),
+        "verify_accuracy": held_out_accuracy(model, data, where, split="verify"),
         "block_nonzero": nonzero,
         "block_total": total,
         "block_density": nonzero / total,
@@ -367,13 +368,11 @@ def lay_out(path: Path, name: str, windows: int = 64) -> Result:
 
 def list_tasks(path: Path | None) -> Result:
     """All tasks; with a run, the model's held-out loss and the circuits found so far."""
-    from openwork.tasks.images import DIGIT_TASKS
-    from openwork.tasks.mnist import MNIST_TASKS
-    from openwork.tasks.python_code import TASKS
-
-    rows = [{"task": n, "subject": "python", "about": s.about, "answers": list(s.answers)} for n, s in TASKS.items()]
-    for subject, tasks in (("digits", DIGIT_TASKS), ("mnist", MNIST_TASKS)):
-        rows += [{"task": n, "subject": subject, "about": about} for n, about in tasks.items()]
+    rows: list[Result] = [
+        {"task": task, "subject": name, "about": about}
+        for name, kind in SUBJECTS.items()
+        for task, about in kind.tasks.items()
+    ]
     if path is None:
         return {"tasks": rows}
     run = open_run(path)

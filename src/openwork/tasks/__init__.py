@@ -10,18 +10,15 @@ from openwork.tasks.images import DIGIT_TASKS, DigitsData, digits_data, make_dig
 from openwork.tasks.jsonl import read_jsonl_task
 from openwork.tasks.mnist import MNIST_TASKS
 from openwork.tasks.python_code import TASKS, make_task
+from openwork.tasks.subjects import SUBJECTS
 from openwork.tasks.task import Split, Task, correct, losses
 
-SUBJECT_TASKS: dict[str, tuple[str, ...]] = {
-    "python": tuple(TASKS),
-    "digits": tuple(DIGIT_TASKS),
-    "mnist": tuple(MNIST_TASKS),
-}
-
+SUBJECT_TASKS: dict[str, tuple[str, ...]] = {name: tuple(kind.tasks) for name, kind in SUBJECTS.items()}
 
 __all__ = [
     "DIGIT_TASKS",
     "MNIST_TASKS",
+    "SUBJECTS",
     "SUBJECT_TASKS",
     "TASKS",
     "Corpus",

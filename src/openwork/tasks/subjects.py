@@ -1,14 +1,15 @@
 """A subject: what a model is trained on, the tasks that can be asked of it, and the text its means are taken over.
 
-SUBJECTS is the one list; a new subject is a class and one line here. Knows data and tasks. Does not know models.
+SUBJECTS is the one list; a new subject is a class and one entry here. Knows data and tasks. Does not know models.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -145,15 +146,31 @@ class MnistSubject(ImageSubject):
         return MnistData(self.folder, seed, batch)
 
 
-SUBJECTS: Sequence[str] = ("python", "digits", "mnist")
+@dataclass(frozen=True)
+class SubjectKind:
+    """What there is to know of a subject before it is opened.
+
+    made_of   what its examples are, as the end of a sentence
+    tasks     name -> what is asked; none where there are no answers to choose from
+    data      "": it brings its own; "corpus": a corpus is built for it; "folder": the user names a folder of files
+    opener    the subject, from the folder of its data and the length of a model's context
+    """
+
+    made_of: str
+    tasks: Mapping[str, str]
+    data: Literal["", "corpus", "folder"]
+    opener: Callable[[Path, int], Subject]
+
+
+SUBJECTS: dict[str, SubjectKind] = {
+    "python": SubjectKind("Python source", {n: s.about for n, s in PYTHON_TASKS.items()}, "corpus", PythonSubject),
+    "digits": SubjectKind("images", DIGIT_TASKS, "", lambda _data, _n_ctx: DigitsSubject()),
+    "mnist": SubjectKind("images", MNIST_TASKS, "folder", lambda data, _n_ctx: MnistSubject(data)),
+}
 
 
 def open_subject(name: str, data: Path, n_ctx: int) -> Subject:
     """The subject of that name; `data` is the folder of its corpus or of its files, where it has one."""
-    if name == "python":
-        return PythonSubject(data, n_ctx)
-    if name == "digits":
-        return DigitsSubject()
-    if name == "mnist":
-        return MnistSubject(data)
-    raise unknown("subject", name, SUBJECTS)
+    if name not in SUBJECTS:
+        raise unknown("subject", name, SUBJECTS)
+    return SUBJECTS[name].opener(data, n_ctx)

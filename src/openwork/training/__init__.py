@@ -13,9 +13,10 @@ from pydantic import BaseModel
 from openwork.errors import unknown
 from openwork.settings import checked
 from openwork.training.bimt import BIMT, BIMTSettings
+from openwork.training.data import OwnLoss, TrainData, held_out_accuracy, held_out_loss
 from openwork.training.dropout import Dropout, DropoutSettings
 from openwork.training.gates import L0, L0Settings
-from openwork.training.loop import OwnLoss, Regime, TrainData, TrainResult, TrainSettings, held_out_loss, train
+from openwork.training.loop import Regime, TrainResult, TrainSettings, train
 from openwork.training.optimizers import OPTIMIZERS
 from openwork.training.rigl import RigL, RigLSettings
 from openwork.training.weight_norm import WeightNorm, WeightNormSettings
@@ -68,6 +69,7 @@ __all__ = [
     "TrainSettings",
     "WeightNorm",
     "WeightNormSettings",
+    "held_out_accuracy",
     "held_out_loss",
     "make_regime",
     "train",

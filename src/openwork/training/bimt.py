@@ -39,7 +39,8 @@ from openwork.errors import UsageError
 from openwork.graph import Link
 from openwork.patching import graph_of, weight_of
 from openwork.training import relocation
-from openwork.training.loop import Regime, matrices
+from openwork.training.loop import Regime
+from openwork.training.matrices import matrices
 from openwork.training.relocation import Places, Wires
 
 

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from openwork.training.loop import Regime, evaluating, places
+from openwork.training.loop import Regime
+from openwork.training.matrices import evaluating, places
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # as published
 BOUND = math.log(100)  # |a| stays below it, as in the authors' code: a gate further out would get no slope back

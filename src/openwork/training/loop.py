@@ -11,21 +11,19 @@ Knows one model, batches and the "discover" split for its held-out loss. Does no
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -33,41 +31,16 @@ from torch.optim import Optimizer
 
 from openwork import files
 from openwork.errors import RunError, UsageError, unknown
-from openwork.models import Subject
-from openwork.patching import weight_of
 from openwork.store import load_model, model_digest, save_model
+from openwork.training.data import TrainData, held_out_loss, loss_of
+from openwork.training.matrices import copied, count_nonzero, dead_neurons
 from openwork.training.optimizers import OPTIMIZERS, gradient_point
 
-Inputs = tuple[Tensor, ...]  # positional arguments of the model's forward
 Progress = Callable[[int, int, dict[str, Any]], None]  # steps done, steps in all, the latest record of metrics.jsonl
 
 S = TypeVar("S", bound=BaseModel, covariant=True)
 
 FORMAT, VERSION = "openwork-training", 1
-
-
-class TrainData(Protocol):
-    """Where batches come from. Integer targets are [B, T] for a language model, [B] for a classifier.
-
-    The loss is cross-entropy, unless the data have a method `loss(outputs, targets)` of their own (see `OwnLoss`).
-    """
-
-    def batch(self, step: int) -> tuple[Inputs, Tensor]:
-        """Inputs and targets of one step: a pure function of the step."""
-        ...
-
-    def held_out(self, split: str) -> Iterable[tuple[Inputs, Tensor]]:
-        """Fixed batches of the "discover" or "verify" data."""
-        ...
-
-
-@runtime_checkable
-class OwnLoss(Protocol):
-    """Data that say what a model's outputs are worth, such as a regression."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss per target, in float32 on the outputs' device; targets may be of any shape and type."""
-        ...
 
 
 class Regime(Generic[S]):
@@ -234,97 +207,6 @@ def lr_factor(step: int, s: TrainSettings) -> float:
     return min(rise, fall)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context, the model is as it is used after training: parametrizations that draw noise draw none."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Where each trained matrix (two axes or more) lives: name -> module and attribute.
-
-    A matrix under a parametrization keeps its name, and what the parametrization holds is no matrix of the model.
-    """
-    found: dict[str, tuple[nn.Module, str]] = {}
-    inside: set[nn.Module] = set()
-    seen: set[nn.Parameter] = set()
-    for path, module in model.named_modules():
-        if module in inside:
-            continue
-        own = {n: [p] for n, p in module.named_parameters(recurse=False)}
-        if parametrize.is_parametrized(module):
-            held = module.get_submodule("parametrizations")
-            inside |= set(held.modules())
-            own |= {n: list(of.parameters(recurse=False)) for n, of in held.named_children()}
-        for name, of in own.items():
-            if any(p.requires_grad and p.dim() >= 2 for p in of) and seen.isdisjoint(of):
-                found[f"{path}.{name}" if path else name] = (module, name)
-            seen |= set(of)
-    return found
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy whose parametrizations can be removed alone: torch's own shares the class that removal changes."""
-    copy_ = copy.deepcopy(model)
-    for module in copy_.modules():
-        if parametrize.is_parametrized(module):
-            shared: type[nn.Module] = type(module)
-            body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
-            module.__class__ = cast(type[nn.Module], type(shared.__name__, shared.__bases__, body))
-    return copy_
-
-
-def matrices(model: nn.Module) -> dict[str, Tensor]:
-    """The trained matrices by name, as the model uses them: what sparsity is counted over and penalties act on."""
-    return {n: getattr(module, attribute) for n, (module, attribute) in places(model).items()}
-
-
-@torch.no_grad()
-def count_nonzero(model: nn.Module) -> tuple[int, int]:
-    """Nonzero and all entries of the matrices, as they are after training."""
-    with evaluating(model):
-        of = matrices(model).values()
-    return sum(int(w.count_nonzero()) for w in of), sum(w.numel() for w in of)
-
-
-@torch.no_grad()
-def dead_neurons(model: nn.Module) -> float:
-    """Share of neurons without a nonzero weight in, or without one out; nan for a model without neurons."""
-    if not isinstance(model, Subject):
-        return math.nan
-    graph = model.graph()
-    dead = count = 0
-    for site in (s for s in graph.sites if s.kind == "neuron"):
-        alive = torch.ones(site.size, dtype=torch.bool)
-        for links, axis in ((graph.into(site.name), 1), (graph.out_of(site.name), 0)):
-            with evaluating(model):
-                weights = [weight_of(model.get_submodule(e.module)) for e in links if e.kind == "weight"]
-            used = [(w.flatten(2).abs().sum(-1) if w.dim() > 2 else w).count_nonzero(axis) > 0 for w in weights]
-            alive &= torch.stack(used).any(0).cpu() if used else True
-        dead += site.size - int(alive.sum())
-        count += site.size
-    return dead / count if count else math.nan
-
-
-@torch.no_grad()
-def held_out_loss(
-    model: nn.Module, data: TrainData, device: torch.device, amp: bool = False, split: str = "discover"
-) -> float:
-    """Mean loss per target on a split, in nats unless the data bring their own; the loop only asks for "discover"."""
-    total, n = 0.0, 0
-    with evaluating(model):
-        for inputs, targets in data.held_out(split):
-            loss = _loss(model, data, inputs, targets, device, amp)
-            total, n = total + float(loss) * targets.numel(), n + targets.numel()
-    return total / n if n else math.nan
-
-
 # -- the parts of a run ------------------------------------------------------------------------------------------------
 
 
@@ -425,7 +307,7 @@ class _Run:
             around.enter_context(gradient_point(self.optimizer))
             for regime in self.regimes:
                 around.enter_context(regime.during(self.model, self.step))
-            loss = _loss(self.model, self.data, inputs, targets, self.device, s.amp)
+            loss = loss_of(self.model, self.data, inputs, targets, self.device, s.amp)
             penalties = [p for r in self.regimes if (p := r.penalty(self.model, self.step)) is not None]
             (loss + sum(penalties) if penalties else loss).backward()
         _clip(self.model, s.clip)
@@ -669,20 +551,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "
 def _due(step: int, s: TrainSettings) -> bool:
     """Whether a record is written after `step` steps."""
     return step % s.log_every == 0 or step % s.eval_every == 0 or step == s.steps
-
-
-def _loss(
-    model: nn.Module, data: TrainData, inputs: Inputs, targets: Tensor, device: torch.device, amp: bool
-) -> Tensor:
-    """Mean loss per target: the data's own, or cross-entropy in nats."""
-    cuda = device.type == "cuda"
-    inputs = tuple(x.to(device, non_blocking=cuda) for x in inputs)
-    targets = targets.to(device, non_blocking=cuda)
-    with torch.autocast("cuda", torch.bfloat16, enabled=amp and cuda):
-        logits = model(*inputs)
-    if isinstance(data, OwnLoss):
-        return data.loss(logits.float(), targets)
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
 
 
 def _clip(model: nn.Module, how: str) -> None:

@@ -29,7 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from openwork.training.loop import Regime, matrices
+from openwork.training.loop import Regime
+from openwork.training.matrices import matrices
 from openwork.training.selection import first_k, largest_outside
 
 

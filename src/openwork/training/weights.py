@@ -26,7 +26,8 @@ from torch.optim import Optimizer
 
 from openwork.graph import Graph, Link
 from openwork.models import Subject
-from openwork.training.loop import Regime, matrices
+from openwork.training.loop import Regime
+from openwork.training.matrices import matrices
 from openwork.training.selection import Floor, Kept, default_floor, demanded, first_k, largest, largest_outside
 
 ROWS = ("query", "key", "value", "neuron")  # kinds of site whose nodes keep a least number of weights in
