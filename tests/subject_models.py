@@ -18,11 +18,15 @@ SMALL = {"vocab": 11, "n_layer": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_c
 VARIANTS: dict[str, BaseModel] = {
     "mlp": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=4),
     "mlp, silu, one output": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=1, activation="silu"),
+    "mlp, abstopk": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=4, abstopk=0.5),
     "mlp without hidden layer": models.MLPConfig(inputs=5, hidden=(), outputs=3),
     "cnn": models.CNNConfig(
         image=(2, 9, 8),
         blocks=(ConvBlock(channels=3, kernel=3, pool=2), ConvBlock(channels=4, kernel=2)),
         hidden=(5, 4),
+    ),
+    "cnn, abstopk": models.CNNConfig(
+        image=(2, 9, 8), blocks=(ConvBlock(channels=6, kernel=3, pool=2),), hidden=(5,), outputs=4, abstopk=0.5
     ),
     "cnn with strides, logits from maps": models.CNNConfig(
         image=(1, 9, 9), blocks=(ConvBlock(channels=4, kernel=3, stride=2),), hidden=(), outputs=3

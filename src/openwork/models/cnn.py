@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from openwork.graph import Graph, Link, Site
-from openwork.models.transformer import Node
+from openwork.models.node import Node, share_of
 
 
 class ConvBlock(BaseModel):
@@ -47,6 +47,9 @@ class CNNConfig(BaseModel):
     blocks: tuple[ConvBlock, ...] = (ConvBlock(channels=20, pool=2), ConvBlock(channels=50, pool=2))
     hidden: tuple[int, ...] = (500,)
     outputs: int = Field(10, ge=2)
+    abstopk: float = Field(
+        1.0, gt=0, le=1, description="share of channels and neurons that AbsTopK keeps per image; 1 is off"
+    )
 
     @model_validator(mode="after")
     def _something_is_left_of_the_image(self) -> CNNConfig:
@@ -82,7 +85,9 @@ class CNN(nn.Module):
         first = nn.Conv2d(channels, sizes[0], (height, width))
         linear = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
         self.layers = nn.ModuleList([*convolutions, first, *linear])
-        self.nodes = nn.ModuleList(Node() for _ in range(1 + len(self.layers)))
+        sparse = [Node(share_of(b.channels, config.abstopk), maps=True) for b in config.blocks]
+        sparse += [Node(share_of(n, config.abstopk)) for n in config.hidden]
+        self.nodes = nn.ModuleList([Node(), *sparse, Node()])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, outputs]."""

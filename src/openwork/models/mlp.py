@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from openwork.graph import Graph, Link, Site
-from openwork.models.transformer import Node
+from openwork.models.node import Node, share_of
 
 
 class MLPConfig(BaseModel):
@@ -25,6 +25,9 @@ class MLPConfig(BaseModel):
     hidden: tuple[int, ...] = (48, 48)
     outputs: int = Field(10, ge=1)
     activation: Literal["relu", "silu"] = "relu"
+    abstopk: float = Field(
+        1.0, gt=0, le=1, description="share of hidden neurons AbsTopK keeps per input; 1 is off"
+    )
 
 
 class MLP(nn.Module):
@@ -35,7 +38,8 @@ class MLP(nn.Module):
         self.config = config
         sizes = [config.inputs, *config.hidden, config.outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
-        self.nodes = nn.ModuleList(Node() for _ in sizes)
+        hidden = (Node(share_of(n, config.abstopk)) for n in config.hidden)
+        self.nodes = nn.ModuleList([Node(), *hidden, Node()])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, outputs] of features [B, inputs]."""

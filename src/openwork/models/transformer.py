@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from openwork.circuit import Circuit
 from openwork.graph import Graph, Link, Site
 from openwork.models.compact import compact_transformer
+from openwork.models.node import Node, share_of
 from openwork.patching import Layout
 
 Location = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
@@ -60,20 +61,6 @@ class TransformerConfig(BaseModel):
     def neurons(self) -> int:
         """Neurons per block."""
         return self.d_mlp or 4 * self.d_model
-
-
-class Node(nn.Module):
-    """A place where nodes live: passes its input on, keeping per token only the `k` largest in size (AbsTopK)."""
-
-    def __init__(self, k: int | None = None) -> None:
-        super().__init__()
-        self.k = k
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.k is None:
-            return x
-        kept = x.abs().topk(self.k, dim=-1, sorted=False).indices
-        return torch.zeros_like(x).scatter(-1, kept, x.gather(-1, kept))
 
 
 class Attend(nn.Module):
@@ -267,5 +254,4 @@ class Transformer(nn.Module):
 
 
 def _node(c: TransformerConfig, location: Location, size: int) -> Node:
-    on = c.abstopk < 1 and location in c.abstopk_at
-    return Node(max(1, int(c.abstopk * size)) if on else None)
+    return Node(share_of(size, c.abstopk) if location in c.abstopk_at else None)
