@@ -20,7 +20,7 @@ from openwork.store import load_model, model_digest
 from openwork.training import OPTIMIZERS, TopK, TopKSettings, TrainSettings, make_regime, train
 from openwork.training.loop import lr_factor
 from openwork.training.matrices import count_nonzero, dead_neurons
-from openwork.training.selection import Floor, Kept, default_floor, largest
+from openwork.training.selection import Floor, default_floor, kth_largest, largest, project_
 
 CONFIG = models.TransformerConfig(vocab=16, n_layer=2, d_model=16, d_head=8, d_mlp=32, n_ctx=8)
 
@@ -89,7 +89,6 @@ def test_selection_keeps_exactly_what_sorting_would_step_after_step(
 ) -> None:
     g = np.random.default_rng(seed)
     weight = torch.from_numpy(g.normal(size=shape).astype(np.float32))
-    memory = Kept(floors)
     for share in sorted(shares, reverse=True) + shares:  # falling as in an anneal, then in any order
         weight += torch.from_numpy(g.normal(size=shape).astype(np.float32)) * 0.3
         if ties:
@@ -98,8 +97,23 @@ def test_selection_keeps_exactly_what_sorting_would_step_after_step(
         want = by_sorting(weight.abs().numpy(), k, floors)
         assert np.array_equal(largest(weight.abs(), k, floors).numpy(), want)
         expected = torch.where(torch.from_numpy(want), weight, 0.0)
-        memory.project_(weight, k)
+        project_(weight, k, floors)
         assert torch.equal(weight, expected)
+
+
+@pytest.mark.parametrize("make", ["normal", "zeros", "few values", "rising", "a step"])
+def test_the_kth_largest_is_exact_whatever_the_numbers_look_like(make: str) -> None:
+    g, n = np.random.default_rng(1), 40_000
+    flat = {
+        "normal": np.abs(g.normal(size=n).astype(np.float32)).view(np.int32),
+        "zeros": (g.random(n) < 0.1) * g.integers(1, 2**30, n),
+        "few values": g.integers(0, 3, n),
+        "rising": np.arange(n),
+        "a step": np.where(np.arange(n) % (n // 4096 | 1) == 0, 0, 1 + np.arange(n)),  # the sample sees only zeros
+    }[make].astype(np.int32)
+    falling = np.sort(flat)[::-1]
+    for k in (1, 2, 100, 2000, n // 2, n - 3, n):
+        assert kth_largest(flat, k) == falling[k - 1]
 
 
 @pytest.mark.parametrize(("density", "length", "least"), [(0.05, 128, 4), (0.01, 128, 2), (0.02, 128, 3), (1.0, 3, 3)])

@@ -25,9 +25,7 @@ class MLPConfig(BaseModel):
     hidden: tuple[int, ...] = (48, 48)
     outputs: int = Field(10, ge=1)
     activation: Literal["relu", "silu"] = "relu"
-    abstopk: float = Field(
-        1.0, gt=0, le=1, description="share of hidden neurons AbsTopK keeps per input; 1 is off"
-    )
+    abstopk: float = Field(1.0, gt=0, le=1, description="share of hidden neurons AbsTopK keeps per input; 1 is off")
 
 
 class MLP(nn.Module):

@@ -28,7 +28,15 @@ from openwork.graph import Graph, Link
 from openwork.models import Subject
 from openwork.training.loop import Regime
 from openwork.training.matrices import matrices
-from openwork.training.selection import Floor, Kept, default_floor, demanded, first_k, largest, largest_outside
+from openwork.training.selection import (
+    Floor,
+    default_floor,
+    demanded,
+    first_k,
+    largest,
+    largest_outside,
+    project_,
+)
 
 ROWS = ("query", "key", "value", "neuron")  # kinds of site whose nodes keep a least number of weights in
 COLUMNS = ("value", "neuron")  # ... and out
@@ -155,7 +163,6 @@ class TopK(Regime[TopKSettings]):
         """Finds the parameters to make sparse and their floors."""
         self._steps = steps
         self._parts = _parts(model, self.settings)
-        self._memory = {p.name: Kept(p.floors) for p in self._parts}
         self._seen: dict[str, Tensor] = {}
 
     def density(self, step: int) -> float:
@@ -174,7 +181,7 @@ class TopK(Regime[TopKSettings]):
             if regrow:
                 _regrow_(weights, [p.floors for p in group], k, self.settings.regrow)
             elif len(group) == 1:
-                self._memory[group[0].name].project_(weights[0].data, k)
+                project_(weights[0].data, k, group[0].floors)
             else:
                 kept = _largest_of_all([w.abs() for w in weights], [p.floors for p in group], k)
                 for w, mask in zip(weights, kept, strict=True):
