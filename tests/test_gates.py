@@ -79,7 +79,7 @@ def gated(kind: str = "mlp", **settings: Any) -> tuple[nn.Module, L0]:
 @pytest.mark.parametrize("a", [-4.0, -math.log(11), -1.0, 0.0, 1.5])
 def test_the_probability_of_a_nonzero_gate_is_what_drawing_shows(a: float) -> None:
     torch.manual_seed(0)
-    gate = HardConcrete((400_000,), torch.device("cpu"))
+    gate = HardConcrete((400_000,), (400_000,), torch.device("cpu"))
     gate.log_alpha.data.fill_(a)
     z = gate.draw().detach()
     p = float(nonzero_probability(torch.tensor(a)))
@@ -104,7 +104,7 @@ def test_gates_at_known_places() -> None:
 
 def test_a_gate_that_matters_has_a_slope_and_draws_only_in_training() -> None:
     torch.manual_seed(0)
-    gate, w = HardConcrete((50, 50), torch.device("cpu")), torch.ones(50, 50)
+    gate, w = HardConcrete((50, 50), (50, 50), torch.device("cpu")), torch.ones(50, 50)
     assert not torch.equal(gate(w), gate(w))
     gate(w).sum().backward()
     assert gate.log_alpha.grad is not None and float(gate.log_alpha.grad.sum()) > 0
@@ -183,6 +183,28 @@ def test_gates_per_neuron_drop_whole_columns(kind: str, tmp_path: Path) -> None:
     nonzero, total = count_nonzero(model)
     widest = max(w.shape[0] for w in matrices(model).values())
     assert abs(nonzero - 0.5 * total) <= widest
+
+
+def test_gates_per_head_drop_whole_heads_from_each_matrix(tmp_path: Path) -> None:
+    model = trained(tmp_path, "transformer", (L0(L0Settings(density=0.4, group="head")),))
+    d_head, whole = 8, []
+    for name, w in matrices(model).items():
+        blocks = None
+        if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight")):
+            blocks = w.unflatten(0, (-1, d_head)).abs().sum((1, 2))
+        elif name.endswith("attn.out.weight"):
+            blocks = w.unflatten(1, (-1, d_head)).abs().sum((0, 2))
+        if blocks is None:
+            assert bool(((w != 0).all(0) | (w == 0).all(0)).all()), f"{name} keeps or drops whole columns"
+        else:
+            assert int((w != 0).sum()) == int((blocks > 0).sum()) * w.numel() // len(blocks), name
+            whole += (blocks > 0).tolist()
+    assert len(whole) == 2 * 4 * 2 and not all(whole) and any(whole)
+
+
+def test_gates_per_head_need_heads(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no attention heads"):
+        trained(tmp_path, "mlp", (L0(L0Settings(group="head")),))
 
 
 def test_a_higher_price_leaves_fewer_weights_and_excludes_a_density(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from openwork.errors import UsageError
+from openwork.patching import graph_of
 from openwork.training.loop import Regime
 from openwork.training.matrices import evaluating, places
 
@@ -61,22 +63,28 @@ def nonzero_probability(a: Tensor) -> Tensor:
 class HardConcrete(nn.Module):
     """A parametrization: a weight times its gates, with noise in training and without it in evaluation.
 
-    log_alpha  a, of the weight's shape, or [1, src, 1...] for one gate per column
+    log_alpha  a, of the weight's shape, or smaller where weights share gates, such as [1, src, 1...] for one per column
     mask       bool, like log_alpha: once `settled`, what stays of the weight
+    seen_as    the shape in which the weight meets its gates: [heads, d_head, src] where a gate is a head's
     """
 
     mask: Tensor
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, seen_as: tuple[int, ...], shape: tuple[int, ...], device: torch.device) -> None:
         super().__init__()
+        self.seen_as = seen_as
         self.log_alpha = nn.Parameter(BEGIN + SPREAD * torch.randn(shape, device=device))
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device))
         self.settled = False
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.settled:
-            return weight * self.mask
-        return weight * (self.draw() if self.training else noiseless_gate(self.log_alpha))
+            return self.times(weight, self.mask)
+        return self.times(weight, self.draw() if self.training else noiseless_gate(self.log_alpha))
+
+    def times(self, weight: Tensor, gates: Tensor) -> Tensor:
+        """Every weight times its gate."""
+        return (weight.reshape(self.seen_as) * gates).view(weight.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What lies under the gates when a weight is set: the weight itself."""
@@ -98,8 +106,10 @@ class L0Settings(BaseModel):
     price: float | None = Field(
         default=None, ge=0, description="nats per expected nonzero weight; takes the place of a density"
     )
-    group: Literal["weight", "neuron"] = Field(
-        default="weight", description="a gate per weight, or per source node of a link (of an embedding: per channel)"
+    group: Literal["weight", "neuron", "head"] = Field(
+        default="weight",
+        description="a gate per weight; per source node of a link (of an embedding: per channel); the same, but per "
+        "head of an attention in each of its matrices",
     )
     gate_lr: float = Field(default=60.0, gt=0, description="learning rate of the gates, in learning rates of the run")
     multiplier_lr: float = Field(
@@ -135,10 +145,13 @@ class L0(Regime[L0Settings]):
         self._figures: dict[str, float] = {}
         self._gates: list[HardConcrete] = []
         self._sizes: list[int] = []  # weights behind each gate of a matrix
-        for module, name in places(model).values():
+        heads = _heads(model) if self.settings.group == "head" else {}
+        for full_name, (module, name) in places(model).items():
             weight: Tensor = getattr(module, name)
-            shape = tuple(weight.shape) if self.settings.group == "weight" else _columns(weight)
-            gate = HardConcrete(shape, weight.device)
+            seen_as = tuple(weight.shape)
+            shape = seen_as if self.settings.group == "weight" else _columns(weight)
+            seen_as, shape = heads.get(full_name, (seen_as, shape))
+            gate = HardConcrete(seen_as, shape, weight.device)
             parametrize.register_parametrization(module, name, gate)
             self._gates.append(gate)
             self._sizes.append(weight.numel() // gate.log_alpha.numel())
@@ -223,10 +236,13 @@ class L0(Regime[L0Settings]):
         for _, _, gate in gated:
             gate.settled = True  # with a mask of ones, so that what lies under the gates shows
         weights: list[Tensor] = [getattr(module, name) for module, name, _ in gated]
-        sizes = [w.abs().sum_to_size(g.log_alpha.shape).flatten() for w, g in zip(weights, self._gates, strict=True)]
+        sizes = [
+            w.abs().reshape(g.seen_as).sum_to_size(g.log_alpha.shape).flatten()
+            for w, g in zip(weights, self._gates, strict=True)
+        ]
         chosen = self._chosen(torch.cat(sizes)).split([len(s) for s in sizes])
         for (module, name, gate), weight, mask in zip(gated, weights, chosen, strict=True):
-            setattr(module, name, weight * noiseless_gate(gate.log_alpha))
+            setattr(module, name, gate.times(weight, noiseless_gate(gate.log_alpha)))
             gate.mask.copy_(mask.view_as(gate.mask))
 
     def _chosen(self, size: Tensor) -> Tensor:
@@ -245,6 +261,26 @@ class L0(Regime[L0Settings]):
 def _columns(weight: Tensor) -> tuple[int, ...]:
     """The shape of one gate per column of a weight [dst, src, ...]; an embedding [ids, channels] has channels there."""
     return (1, weight.shape[1], *[1] * (weight.dim() - 2))
+
+
+def _heads(model: nn.Module) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of every matrix from or to the channels of heads: how a weight and how its gates are laid out, a gate per head.
+
+    UsageError where the model has no heads.
+    """
+    graph = graph_of(model)
+    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for e in (e for e in graph.links if e.kind == "weight"):
+        src, dst = graph.site(e.src), graph.site(e.dst)
+        if dst.group > 1:
+            n = dst.size // dst.group
+            found[f"{e.module}.weight"] = (n, dst.group, src.size), (n, 1, 1)
+        elif src.group > 1:
+            n = src.size // src.group
+            found[f"{e.module}.weight"] = (dst.size, n, src.group), (1, n, 1)
+    if not found:
+        raise UsageError(f"l0.group=head: a {type(model).__name__} has no attention heads; use neuron or weight.")
+    return found
 
 
 def _gated(model: nn.Module) -> list[tuple[nn.Module, str, HardConcrete]]:

@@ -57,7 +57,7 @@ def _largest_bits(bits: Bits, k: int, floors: Sequence[Floor]) -> Mask:
     masks = [_demanded_bits(bits, floor) for floor in floors]
     for mask in masks:
         forced |= mask
-    wanted = k - (np.count_nonzero(forced) if floors else 0)
+    wanted = k - (int(np.count_nonzero(forced)) if floors else 0)
     if wanted <= 0:
         return forced
     np.copyto(bits, -1, where=forced)
@@ -97,7 +97,7 @@ def kth_largest(flat: Bits, k: int) -> int:
         m = len(sample)
         rank, slack = m * k / n, 4 * np.sqrt(m * k / n * (1 - k / n)) + 4
         low, high = sample[max(0, int(m - rank - slack))], sample[min(m - 1, int(m - rank + slack))]
-        above = np.count_nonzero(flat > high)
+        above = int(np.count_nonzero(flat > high))
         near = flat[(flat >= low) & (flat <= high)]
         if above < k <= above + len(near):
             flat, n, k = near, len(near), k - above
