@@ -108,8 +108,8 @@ class RunOptions(TrainingOptions):
 class TrainOptions(TrainingOptions):
     """openwork train"""
 
-    task: str = Field(description="What to train on: python, digits, mnist.")
-    data: Path | None = Field(default=None, description="Folder of your files (task mnist: its four files).")
+    task: str = Field(description="What to train on: python, digits, mnist, cifar10.")
+    data: Path | None = Field(default=None, description="Folder of your files (tasks mnist, cifar10).")
     regime: str = Field(
         default="topk", description="Way of training: dense, l1, l2, dropout, topk, rigl, l0, bimt, weight_norm."
     )

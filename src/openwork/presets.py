@@ -162,4 +162,23 @@ MNIST: dict[str, Preset] = {
     for name, steps in (("cpu", 2500), ("gpu", 2500), ("smoke", 200))
 }
 
-PRESETS: dict[str, dict[str, Preset]] = {"python": QUOTES, "digits": DIGITS, "mnist": MNIST}  # by subject
+CIFAR10: dict[str, Preset] = {
+    name: Preset(
+        model={
+            "kind": "cnn",
+            "image": (3, 32, 32),
+            "blocks": ({"channels": 24, "kernel": 5, "pool": 2}, {"channels": 48, "kernel": 5, "pool": 2}),
+            "hidden": (128,),
+            "outputs": 10,
+        },
+        others={"mlp": {"kind": "mlp", "inputs": 3072, "hidden": (256, 128), "outputs": 10}},
+        sparse={"steps": steps, "lr": 3e-3},
+        dense={"steps": steps, "lr": 1e-3},
+        topk={"density": 0.1},
+        batch=64,
+        examples=512,
+    )
+    for name, steps in (("cpu", 2500), ("gpu", 10_000), ("smoke", 200))
+}
+
+PRESETS: dict[str, dict[str, Preset]] = {"python": QUOTES, "digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10}

@@ -240,6 +240,9 @@ def find_circuit(
     if (have := done(folder, key)) is not None:
         return have
     began, cpu = time.monotonic(), time.process_time()
+    empty = [s for s in ("discover", "verify") if not len(task.split(s))]
+    if empty:
+        raise UsageError(f'the task "{task_name}" has no examples in its {" and no ".join(empty)} split.')
     discover, verify_split = (relabelled(task.split(s), labels, asked.seed) for s in ("discover", "verify"))
     label = name or f"{path.name} {task_name}"
     found: Discovery = search(run.model, run.reference, discover, asked, lambda now, total: report(label, now, total))

@@ -22,6 +22,8 @@ from openwork.tasks.task import Inputs, Split, Task
 
 SHARES = (("train", 0.60), ("discover", 0.13), ("verify", 0.14), ("explain", 0.13))
 
+DIGITS = tuple(map(str, range(10)))
+
 PAIRS = {"three_eight": (3, 8), "four_nine": (4, 9), "one_seven": (1, 7)}
 
 DIGIT_TASKS: dict[str, str] = {
@@ -54,14 +56,15 @@ def _members() -> dict[str, Tensor]:
 
 
 def shifted(x: Tensor, side: int, reach: int = 1) -> Tensor:
-    """Images [N, side * side] moved left, right, up, down in turn; four by one pixel, four by two, up to `reach`."""
-    padded = torch.nn.functional.pad(x.view(-1, side, side), (reach,) * 4)
+    """Images [N, channels * side * side] moved left, right, up, down in turn; four by one pixel, four by two, up to
+    `reach`."""
+    padded = torch.nn.functional.pad(x.view(len(x), -1, side, side), (reach,) * 4)
     moved = []
     for i in range(len(x)):
         by = 1 + i // 4 % reach
         down, right = ((0, by), (0, -by), (by, 0), (-by, 0))[i % 4]  # where the window goes the image does not
-        moved.append(padded[i, reach + down :, reach + right :][:side, :side])
-    return torch.stack(moved).reshape(-1, side * side) if moved else x
+        moved.append(padded[i, :, reach + down :, reach + right :][:, :side, :side])
+    return torch.stack(moved).flatten(1) if moved else x
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +76,22 @@ class Chosen:
     answer: Tensor
     wrong: Tensor
     pair: Tensor
+    classes: tuple[str, ...]
 
     def split(self, x: Tensor, moved: str = "") -> Split:
         """The split with pixels [N, F]; `moved` says what was done to them."""
         named = zip(self.ids.tolist(), self.answer.tolist(), strict=True)
-        texts = tuple(f"image {i} of a {y}{moved}" for i, y in named)
+        texts = tuple(f"image {i} of a {self.classes[y]}{moved}" for i, y in named)
         return Split(self.name, (x,), self.answer, self.wrong, self.pair, texts)
 
 
 def image_split(
-    name: str, labels: Tensor, ids: Tensor, sides: tuple[tuple[int, ...], tuple[int, ...]] | None, n: int | None = None
+    name: str,
+    labels: Tensor,
+    ids: Tensor,
+    sides: tuple[tuple[int, ...], tuple[int, ...]] | None,
+    n: int | None = None,
+    classes: tuple[str, ...] = DIGITS,
 ) -> Chosen:
     """Which of the images `ids` make a split, with up to n examples; labels int64 [all] in 0..9.
 
@@ -93,12 +102,14 @@ def image_split(
         ids = ids[:n]
         answer = labels[ids]
         others = [[c for c in range(10) if c != y] for y in range(10)]
-        return Chosen(name, ids, answer, torch.tensor(others)[answer], torch.full((len(ids),), -1, dtype=torch.long))
-    a, b = (ids[torch.isin(labels[ids], torch.tensor(classes))] for classes in sides)
+        return Chosen(
+            name, ids, answer, torch.tensor(others)[answer], torch.full((len(ids),), -1, dtype=torch.long), classes
+        )
+    a, b = (ids[torch.isin(labels[ids], torch.tensor(side))] for side in sides)
     k = min(len(a), len(b), len(ids) if n is None else n // 2)
     ids = torch.stack([a[:k], b[:k]], 1).flatten()
     pair = torch.arange(2 * k) ^ 1
-    return Chosen(name, ids, labels[ids], labels[ids][pair][:, None], pair)
+    return Chosen(name, ids, labels[ids], labels[ids][pair][:, None], pair, classes)
 
 
 def _split(name: str, pair: tuple[int, int] | None) -> Split:

@@ -2,9 +2,8 @@
 
 Knows the file format, the images and their classes. Does not know models, and downloads nothing.
 
-Image i of the train files (counted from 0) belongs to discover where i % 12 is 10, to explain where it is 11, else to
-train: 50,000, 5,000 and 5,000 of MNIST's 60,000. The t10k files are verify, and moved by a pixel or two (left, right,
-up, down in turn; what becomes free is black) the out-of-distribution split.
+The splits are those of `image_files`: of the 60,000 train images 50,000 are train, 5,000 discover and 5,000 explain,
+and the t10k files are verify and, moved, the out-of-distribution split.
 
 Format (LeCun, Cortes and Burges, "THE IDX FILE FORMAT" at the foot of http://yann.lecun.com/exdb/mnist/): two zero
 bytes, the type of the values (8: unsigned byte), the number of axes, each axis' length as a big-endian 32-bit integer,
@@ -17,8 +16,6 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -26,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.errors import RunError, UsageError, unknown
-from openwork.tasks.images import PAIRS, image_split, shifted
-from openwork.tasks.task import Inputs, Split, Task
+from openwork.errors import RunError, UsageError
+from openwork.tasks.image_files import ImageFileData, Images, Sides, make_image_task
+from openwork.tasks.images import PAIRS
+from openwork.tasks.task import Task
 
 SIDE = 28
 UNSIGNED_BYTE = 8
-HELD_OUT = 500  # images in one batch of held-out data
 
 FILES = {  # part -> images, labels
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -40,6 +37,8 @@ FILES = {  # part -> images, labels
 }
 
 WITH_LOOP, WITHOUT = (0, 6, 8, 9), (1, 2, 3, 4, 5, 7)
+
+_SIDES: dict[str, Sides] = {"loop": (WITH_LOOP, WITHOUT), **{name: ((a,), (b,)) for name, (a, b) in PAIRS.items()}}
 
 MNIST_TASKS: dict[str, str] = {
     "mnist": "name the digit of a 28 x 28 image; it competes with the other nine",
@@ -93,28 +92,6 @@ def _find(folder: Path) -> dict[str, tuple[Path, Path]]:
     return {part: (found[a], found[b]) for part, (a, b) in FILES.items()}
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Pixels uint8 [N, 784] and classes int64 [N] of the "train" and the "t10k" files."""
-
-    pixels: dict[str, Tensor]
-    labels: dict[str, Tensor]
-
-    def members(self, split: str) -> tuple[str, Tensor]:
-        """The part that a split is taken from, and the ascending indices of its images there."""
-        if split not in ("train", "discover", "verify", "ood", "explain"):
-            raise unknown("split of mnist", split, ("train", "discover", "verify", "ood", "explain"))
-        if split in ("verify", "ood"):
-            return "t10k", torch.arange(len(self.labels["t10k"]))
-        turn = torch.arange(len(self.labels["train"])) % 12
-        mine = {"discover": turn == 10, "explain": turn == 11}.get(split, turn < 10)
-        return "train", mine.nonzero().flatten()
-
-    def of(self, part: str, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels in 0..1 [K, 784] and classes [K] of some images of a part."""
-        return self.pixels[part][ids].float() / 255, self.labels[part][ids]
-
-
 @cache
 def load_images(folder: Path) -> Images:
     """The four files of a folder. UsageError where one is missing, RunError where one is damaged or does not fit."""
@@ -128,7 +105,7 @@ def load_images(folder: Path) -> Images:
         if int(y.max()) > 9:
             raise RunError(f"{classes} holds the label {int(y.max())}; digits are 0 to 9.")
         pixels[part], labels[part] = x.flatten(1), y.long()
-    return Images(pixels, labels)
+    return Images("mnist", pixels, labels, SIDE, test="t10k")
 
 
 # -- tasks and training data -----------------------------------------------------------------------------------------
@@ -136,44 +113,11 @@ def load_images(folder: Path) -> Images:
 
 def make_mnist_task(name: str, folder: Path, n: int) -> Task:
     """The task of that name (see MNIST_TASKS) with up to n examples per split; refuses another with the nearest one."""
-    if name not in MNIST_TASKS:
-        raise unknown("mnist task", name, MNIST_TASKS)
-    data = load_images(folder)
-    pair = PAIRS.get(name)
-    sides = (WITH_LOOP, WITHOUT) if name == "loop" else ((pair[0],), (pair[1],)) if pair else None
-
-    def split(of: str) -> Split:
-        part, ids = data.members(of)
-        made = image_split(of, data.labels[part], ids, sides, n)
-        x, _ = data.of(part, made.ids)
-        if of == "ood":
-            return made.split(shifted(x, SIDE, reach=2), ", moved by a pixel or two")
-        return made.split(x)
-
-    splits = {s: split(s) for s in ("discover", "verify", "ood", "explain")}
-    return Task(name, MNIST_TASKS[name], splits, tuple(str(c) for c in pair or range(10)))
+    return make_image_task(name, MNIST_TASKS, _SIDES, load_images(folder), n, tuple(map(str, range(10))))
 
 
-@dataclass(frozen=True)
-class MnistData:
+class MnistData(ImageFileData):
     """Training data: batches of the train images, drawn with replacement."""
 
-    folder: Path
-    seed: int = 0
-    size: int = 64
-
-    def batch(self, step: int) -> tuple[Inputs, Tensor]:
-        """Images ([B, 784],) and classes [B]; a pure function of (seed, step)."""
-        data = load_images(self.folder)
-        part, train = data.members("train")
-        rows = np.random.default_rng([self.seed, step]).integers(0, len(train), self.size)
-        x, y = data.of(part, train[torch.from_numpy(rows)])
-        return (x,), y
-
-    def held_out(self, split: str) -> Iterable[tuple[Inputs, Tensor]]:
-        """All images of a split."""
-        data = load_images(self.folder)
-        part, ids = data.members(split)
-        for rows in ids.split(HELD_OUT):
-            x, y = data.of(part, rows)
-            yield (x,), y
+    def images(self) -> Images:
+        return load_images(self.folder)

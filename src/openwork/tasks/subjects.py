@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from openwork.errors import UsageError, unknown
+from openwork.tasks.cifar import CIFAR_TASKS, CifarData, load_cifar, make_cifar_task
 from openwork.tasks.corpus import Corpus, LanguageData, load_corpus
 from openwork.tasks.images import DIGIT_TASKS, digits_data, make_digit_task
 from openwork.tasks.jsonl import read_jsonl_task
@@ -125,6 +126,27 @@ class DigitsSubject(ImageSubject):
         return digits_data(seed, batch=batch)
 
 
+class CifarSubject(ImageSubject):
+    """Small colour images in the files of a folder."""
+
+    name = "cifar10"
+
+    def __init__(self, data: Path) -> None:
+        self.folder = data.resolve()
+        load_cifar(self.folder)
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(CIFAR_TASKS)
+
+    def task(self, name: str, n: int) -> Task:
+        if name.endswith(".jsonl"):
+            raise UsageError("a JSONL task is a task about text; this run was trained on images.")
+        return make_cifar_task(name, self.folder, n)
+
+    def training_data(self, batch: int, seed: int) -> CifarData:
+        return CifarData(self.folder, seed, batch)
+
+
 class MnistSubject(ImageSubject):
     """Images of digits in the files of a folder."""
 
@@ -166,6 +188,7 @@ SUBJECTS: dict[str, SubjectKind] = {
     "python": SubjectKind("Python source", {n: s.about for n, s in PYTHON_TASKS.items()}, "corpus", PythonSubject),
     "digits": SubjectKind("images", DIGIT_TASKS, "", lambda _data, _n_ctx: DigitsSubject()),
     "mnist": SubjectKind("images", MNIST_TASKS, "folder", lambda data, _n_ctx: MnistSubject(data)),
+    "cifar10": SubjectKind("images", CIFAR_TASKS, "folder", lambda data, _n_ctx: CifarSubject(data)),
 }
 
 
