@@ -24,9 +24,9 @@ from quotes import table
 
 from openwork import threads  # noqa: F401  before torch
 from openwork.models import MLPConfig, build
-from openwork.training.relocation import Places, Wires, distances, importance, relocate, start, wire_length
+from openwork.training.relocation import Places, Tied, Wires, distances, importance, relocate, start, wire_length
 
-Way = Callable[[Sequence[Wires], Places, Sequence[str], int], Places]
+Way = Callable[[Sequence[Wires], Places, Sequence[Tied], int], Places]
 CALLS = 20  # of the fast ways in a round
 
 
@@ -41,12 +41,12 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     wires, places = problem(asked.sizes, asked.seed)
-    sites = list(places.spots)[0 if asked.inputs else 1 :]
+    sites = [Tied((site,)) for site in places.spots][0 if asked.inputs else 1 :]
     memory: dict[str, str] = {}
     found: dict[str, Places] = {}
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for name, way in WAYS.items():
-        way(*problem([3, 4, 2], 0), ["1", "2"], 2)  # loads what it needs
+        way(*problem([3, 4, 2], 0), [Tied(("1",)), Tied(("2",))], 2)  # loads what it needs
         memory[name] = peak(lambda n=name: found.update({n: WAYS[n](wires, places, sites, asked.top)}))
     for _ in range(asked.rounds):
         for name, way in WAYS.items():
@@ -80,7 +80,7 @@ def problem(sizes: Sequence[int], seed: int) -> tuple[list[Wires], Places]:
 
 
 @torch.no_grad()
-def every_swap(wires: Sequence[Wires], places: Places, sites: Sequence[str], top: int, keep: bool) -> Places:
+def every_swap(wires: Sequence[Wires], places: Places, sites: Sequence[Tied], top: int, keep: bool) -> Places:
     """The greedy search by evaluation: rows and columns change places, the whole network's cost is taken, and back."""
     sizes = [w.size.clone() for w in wires]
     spots = [places.of(w.src) for w in wires] + [places.of(wires[-1].dst)]
@@ -96,10 +96,11 @@ def every_swap(wires: Sequence[Wires], places: Places, sites: Sequence[str], top
         if layer < len(sizes):
             sizes[layer][:, [p, q]] = sizes[layer][:, [q, p]]
 
-    for site in sites:
+    for tied in sites:
+        (site,) = tied.sites
         layer = list(places.spots).index(site)
         where = places.at[site].tolist()  # node -> place
-        rank = torch.sort(importance(site, wires), descending=True, stable=True).indices[:top]
+        rank = torch.sort(importance(tied, wires), descending=True, stable=True).indices[:top]
         for node in rank.tolist():
             p, tried = where[node], []
             for q in range(len(where)):
@@ -110,7 +111,7 @@ def every_swap(wires: Sequence[Wires], places: Places, sites: Sequence[str], top
             exchange(layer, p, best)
             other = where.index(best)
             where[node], where[other] = best, p
-        places = places.moved(site, torch.tensor(where))
+        places = places.moved(tied, torch.tensor(where))
     return places
 
 

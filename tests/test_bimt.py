@@ -22,6 +22,7 @@ from openwork.store import load_model, model_digest
 from openwork.training import BIMT, BIMTSettings, TrainSettings, make_regime, train
 from openwork.training.relocation import (
     Places,
+    Tied,
     Wires,
     by_assignment,
     by_swaps,
@@ -77,6 +78,11 @@ def random_places(sizes: list[int], dimensions: int, seed: int) -> Places:
     return Places(places.spots, {site: torch.randperm(len(at), generator=g) for site, at in places.at.items()})
 
 
+def alone(*sites: str) -> list[Tied]:
+    """Sites that share their places with no other."""
+    return [Tied((s,)) for s in sites]
+
+
 def by_hand(wires: list[Wires], places: Places) -> float:
     """The definition of the cost, weight by weight."""
     total = 0.0
@@ -90,17 +96,17 @@ def by_hand(wires: list[Wires], places: Places) -> float:
 def greedy_by_evaluating(wires: list[Wires], places: Places, sites: list[str], top: int) -> Places:
     """Every exchange made and the whole network's cost taken, as the published code searches."""
     for site in sites:
-        strength = importance(site, wires)
+        strength = importance(Tied((site,)), wires)
         for n in torch.sort(strength, descending=True, stable=True).indices[:top].tolist():
             tried = []
             for m in range(len(strength)):
                 at = places.at[site].clone()
                 at[[n, m]] = at[[m, n]]
-                tried.append((wire_length(wires, places.moved(site, at)), m == n, at))
+                tried.append((wire_length(wires, places.moved(Tied((site,)), at)), m == n, at))
             least = min(cost for cost, *_ in tried)
             stay = next(cost for cost, same, _ in tried if same)
             if least < stay - 1e-12:
-                places = places.moved(site, next(at for cost, _, at in tried if cost == least))
+                places = places.moved(Tied((site,)), next(at for cost, _, at in tried if cost == least))
     return places
 
 
@@ -142,7 +148,7 @@ def test_place_costs_are_what_the_definition_says_and_price_every_exchange(
     before = by_hand(wires, places)
     assert wire_length(wires, places) == pytest.approx(before, rel=1e-5)
     for site in places.spots:
-        cost, at = place_costs(site, wires, places), places.at[site]
+        cost, at = place_costs(Tied((site,)), wires, places), places.at[site]
         own = [w for w in wires if site in (w.src, w.dst)]
         assert float(cost.gather(1, at[:, None]).sum()) == pytest.approx(by_hand(own, places), rel=1e-5)
         for n, m in itertools.combinations(range(len(at)), 2):
@@ -150,7 +156,7 @@ def test_place_costs_are_what_the_definition_says_and_price_every_exchange(
             moved = at.clone()
             moved[[n, m]] = at[[m, n]]
             change = float(cost[n, q] + cost[m, p] - cost[n, p] - cost[m, q])
-            assert by_hand(wires, places.moved(site, moved)) - before == pytest.approx(change, abs=1e-5)
+            assert by_hand(wires, places.moved(Tied((site,)), moved)) - before == pytest.approx(change, abs=1e-5)
 
 
 @pytest.mark.parametrize("mean", [False, True])
@@ -161,7 +167,7 @@ def test_swaps_are_those_of_evaluating_every_one(sizes: list[int], dimensions: i
     for seed in range(3):
         wires, places = random_wires(sizes, seed, mean), random_places(sizes, dimensions, seed)
         sites = list(places.spots)
-        found = relocate(wires, places, sites, "swaps", top)
+        found = relocate(wires, places, alone(*sites), "swaps", top)
         want = greedy_by_evaluating(wires, places, sites, top)
         assert wire_length(wires, found) == pytest.approx(wire_length(wires, want), abs=1e-6)
         assert wire_length(wires, found) < wire_length(wires, places)
@@ -173,8 +179,8 @@ def test_a_swap_is_the_one_that_a_hand_finds() -> None:
     wires = [Wires("a", "b", torch.tensor([[0.0, 2.0], [3.0, 0.0]]))]
     places = start({"a": 2, "b": 2}, 1, torch.device("cpu"))
     assert wire_length(wires, places) == pytest.approx(5 * 0.5)
-    assert place_costs("b", wires, places).tolist() == [[1.0, 0.0], [0.0, 1.5]]
-    moved = relocate(wires, places, ["b"], "swaps", top=1)
+    assert place_costs(Tied(("b",)), wires, places).tolist() == [[1.0, 0.0], [0.0, 1.5]]
+    moved = relocate(wires, places, alone("b"), "swaps", top=1)
     assert moved.at["b"].tolist() == [1, 0] and wire_length(wires, moved) == 0
 
 
@@ -192,9 +198,9 @@ def test_an_assignment_is_the_best_of_all_orders() -> None:
 def test_more_sweeps_never_cost_more_and_fixed_sites_stay() -> None:
     sizes = [12, 16, 16, 5]
     wires, places = random_wires(sizes, 3), random_places(sizes, 1, 3)
-    lengths = [wire_length(wires, relocate(wires, places, ["1", "2"], "assignment", sweeps=n)) for n in (1, 2, 5)]
+    lengths = [wire_length(wires, relocate(wires, places, alone("1", "2"), "assignment", sweeps=n)) for n in (1, 2, 5)]
     assert wire_length(wires, places) > lengths[0] > lengths[1] >= lengths[2]
-    moved = relocate(wires, places, ["1", "2"], "assignment")
+    moved = relocate(wires, places, alone("1", "2"), "assignment")
     assert torch.equal(moved.at["0"], places.at["0"]) and torch.equal(moved.at["3"], places.at["3"])
 
 
@@ -202,15 +208,15 @@ def test_restarts_find_out_of_a_mirror_image_where_sweeps_do_not() -> None:
     """Two threads a > b > c that cross: whichever layer moves alone, no wire gets shorter."""
     into, out = torch.zeros(4, 2), torch.zeros(2, 4)
     into[0, 0] = into[3, 1] = out[1, 0] = out[0, 3] = 1.0
-    wires, sites = [Wires("a", "b", into), Wires("b", "c", out)], ["b", "c"]
-    places = start({"a": 2, "b": 4, "c": 2}, 1, torch.device("cpu")).moved("b", torch.tensor([2, 0, 3, 1]))
+    wires, sites = [Wires("a", "b", into), Wires("b", "c", out)], alone("b", "c")
+    places = start({"a": 2, "b": 4, "c": 2}, 1, torch.device("cpu")).moved(Tied(("b",)), torch.tensor([2, 0, 3, 1]))
     assert wire_length(wires, places) == pytest.approx(1.0)
     assert wire_length(wires, relocate(wires, places, sites, "assignment", sweeps=9)) == pytest.approx(1.0)
     free = relocate(wires, places, sites, "assignment", sweeps=9, restarts=10, seed=1)
     assert wire_length(wires, free) == pytest.approx(4 * 0.125)
     assert torch.equal(free.at["a"], places.at["a"])
     again = relocate(wires, places, sites, "assignment", sweeps=9, restarts=10, seed=1)
-    assert all(torch.equal(free.at[s], again.at[s]) for s in sites)
+    assert all(torch.equal(free.at[s], again.at[s]) for s in "bc")
     assert wire_length(wires, relocate(wires, free, sites, "swaps", restarts=1)) == pytest.approx(0.5)
 
 
@@ -309,7 +315,7 @@ def literal_training(model: nn.Module, steps: int, every: int) -> list[Tensor]:
             for i in range(1, len(layers)):
                 wires = [Wires(f"{j}", f"{j + 1}", m.weight.detach().abs()) for j, m in enumerate(layers)]
                 at = relocate(
-                    wires, start({f"{j}": n for j, n in enumerate(sizes)}, 1, batch.device), [f"{i}"], "swaps", 4
+                    wires, start({f"{j}": n for j, n in enumerate(sizes)}, 1, batch.device), alone(f"{i}"), "swaps", 4
                 )
                 order = torch.argsort(at.at[f"{i}"])  # order[p]: the node that moves to spot p
                 sits[i] = sits[i][order]
@@ -457,12 +463,6 @@ def test_it_composes_with_topk(tmp_path: Path) -> None:
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_transformer_is_refused(tmp_path: Path) -> None:
-    model = models.build(models.TransformerConfig(vocab=16, n_layer=1, d_model=8, d_head=4, d_mlp=8, n_ctx=8))
-    with pytest.raises(UsageError, match="fully connected layers only, not for Transformer.*kind mlp"):
-        make_regime("bimt").prepare(model, 10)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from openwork.runs import (
     figures_of,
     find_circuit,
     lay_out,
+    lay_out_network,
     list_tasks,
     method_settings,
     open_run,
@@ -397,15 +398,19 @@ def verify_run(run: Path, circuit: str, seed: int, progress: Progress | None = N
 
 
 def view_run(run: Path, progress: Progress | None = None) -> Result:
-    """Writes the page of a run or comparison, laying out circuits that were not laid out yet."""
+    """Writes the page of a run or comparison, laying out circuits that were not laid out yet.
+
+    A run whose training gave its nodes places, as bimt does, has a page without circuits too, and layout.svg beside it.
+    """
     comparison = (run / "run.yaml").exists() and read_yaml(run / "run.yaml").get("kind") == "comparison"
     if not comparison:
         opened = open_run(run)
         names = [n for n in opened.circuits() if (run / "circuits" / n / "circuit.json").exists()]
-        if not names:
+        if not lay_out_network(run) and not names:
             raise UsageError(f"{run} has no circuit yet; find one with: openwork discover {run} --task TASK")
         map_jobs([Job(f"lay out {n}", lay_out, (run, n)) for n in names], 1, progress or Progress(False))
-    return {"run": str(run), "page": str(build_page(run))}
+    page, drawing = build_page(run), run / "layout.svg"
+    return {"run": str(run), "page": str(page), **({"drawing": str(drawing)} if drawing.exists() else {})}
 
 
 def _device(device: str) -> None:

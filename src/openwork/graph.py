@@ -10,7 +10,7 @@ Knows names and sizes. Does not know tensors, weights, modules (only their dotte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -116,6 +116,14 @@ class Graph:
     def out_of(self, site: str) -> tuple[Link, ...]:
         """Links that start at a site."""
         return tuple(e for e in self.links if e.src == site)
+
+    def groups(self, pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, ...], ...]:
+        """All sites by name, those together that such pairs join, directly or by way of others; in the sites' order."""
+        of = {s.name: {s.name} for s in self.sites}
+        for a, b in pairs:
+            both = of[a] | of[b]
+            of.update(dict.fromkeys(both, both))
+        return tuple(dict.fromkeys(tuple(s.name for s in self.sites if s.name in of[t.name]) for t in self.sites))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

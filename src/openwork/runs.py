@@ -3,6 +3,7 @@
     run.yaml        what was asked: subject, model, training, seed, where the data lies
     metrics.jsonl   the curves; tensorboard/ the same for TensorBoard
     model/          config.json, model.safetensors
+    layout.json     where the nodes are and the strongest edges between them, where training gave them places
     reference/      the mean of every node over the training mix (mean ablation), bound to the model's digest
     circuits/X/     circuit.json, tensors.safetensors, result.json, dossier.json
     controls/X/     result.json of searches that should fail
@@ -32,12 +33,15 @@ from openwork.circuit import Circuit, Evidence
 from openwork.discover import METHODS, Discovery, MaskSettings, trim
 from openwork.errors import RunError, UsageError, unknown
 from openwork.explain.dossier import build_dossier
+from openwork.explain.wiring import VERSION as WIRING_VERSION
+from openwork.explain.wiring import build_wiring
 from openwork.files import plain, read_yaml
 from openwork.models import build
 from openwork.settings import checked
 from openwork.tasks.subjects import SUBJECTS, Subject, open_subject
 from openwork.tasks.task import Split, Task, correct, losses
 from openwork.training import TrainSettings, held_out_accuracy, held_out_loss, make_regime, train
+from openwork.training.relocation import wire_length_of
 from openwork.verify import Question, verify
 from openwork.workers import report
 
@@ -366,6 +370,21 @@ def lay_out(path: Path, name: str, windows: int = 64) -> Result:
     return {"circuit": folder.name}
 
 
+def lay_out_network(path: Path) -> bool:
+    """Writes layout.json, the network in space, beside the run; False where its training gave nodes no places."""
+    run, at = open_run(path), path / "layout.json"
+    extra = store.files.read_model_header(path / "model").get("extra", {})
+    coordinates = extra.get("bimt", {}).get("coordinates")
+    if coordinates is None:
+        return False
+    key = key_of(run.digest, coordinates, WIRING_VERSION)
+    if not at.exists() or store.read_json(at).get("key") != key:
+        wiring = build_wiring(run.model, coordinates)
+        wiring |= {"wire_length": wire_length_of(run.model, coordinates), "key": key}
+        store.write_text(at, json.dumps(plain(wiring), separators=(",", ":")))
+    return True
+
+
 # -- looking ---------------------------------------------------------------------------------------------------------
 
 
@@ -417,5 +436,5 @@ def method_settings(method: str, **values: Any) -> Result:
 
 __all__ = [
     "MaskSettings", "Plan", "Run", "begin_run", "check_circuit", "figures_of", "find_circuit", "lay_out",
-    "list_tasks", "method_settings", "open_run", "show_run", "train_plan",
+    "lay_out_network", "list_tasks", "method_settings", "open_run", "show_run", "train_plan",
 ]  # fmt: skip

@@ -1,5 +1,9 @@
-"""Accounts of what a circuit does. `build_dossier` is the first: the facts that a reader or an explainer works from."""
+"""Accounts of what a circuit does, and of where a network's nodes are.
+
+`build_dossier`: the facts of a circuit that a reader or an explainer works from. `build_wiring`: a network in space.
+"""
 
 from openwork.explain.dossier import VERSION, build_dossier
+from openwork.explain.wiring import build_wiring
 
-__all__ = ["VERSION", "build_dossier"]
+__all__ = ["VERSION", "build_dossier", "build_wiring"]

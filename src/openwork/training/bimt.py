@@ -1,5 +1,5 @@
 """Brain-inspired modular training, BIMT: wires have a length and length has a price (Liu, Gan, Tegmark 2023,
-arXiv 2305.08746). For networks of fully connected layers.
+arXiv 2305.08746). For perceptrons, convolutional networks and transformers.
 
 Every node has coordinates in space, and what is added to the loss is
 
@@ -12,6 +12,15 @@ compares are settings of this one:
     none: dense - L1: distance=0 relocate=none - L1 + local: relocate=none - L1 + swap: distance=0 - BIMT: as it stands
     swap only: price=0 cut=0, a control: the places move, the weights are exactly those of dense
 
+A node of a convolution is a channel: all weights of a kernel are as long as its two channels are apart, and where in an
+image or map a weight looks costs nothing. In a transformer, as published: the queries, keys and values of an attention
+share one arrangement, in which a head's channels stay together and heads change places as wholes; all that adds up in
+the residual stream shares one arrangement, whose cost runs over every matrix of every layer that reads or writes the
+stream, embedding and unembedding too; the neurons of each MLP are free. None of this is a rule of its own here:
+`relocation.ties` reads it off the graph. Norms, attention and the bigram table join no two places and cost nothing. A
+vocabulary (tokens, positions, the answers of an unembedding) sits in the order of its numbers and moves only if the
+settings ask for it.
+
 What L1 alone buys and what places buy are different things: compare `wire_length`, `edges` and the loss of several of
 these, not of BIMT and dense alone.
 
@@ -20,7 +29,9 @@ to follow, so other regimes may keep masks and gates of their own. The coordinat
 (`extra.bimt.coordinates`). Relocation always minimises what the wires cost with distance 1 in every layer, as the
 released code does where training leaves a layer's distance out; it also runs after the last step. The exchanges follow
 the node where the released code follows the place, which another node may hold by then. At the end weights up to `cut`
-become exact zeros, because an edge is a nonzero weight here. No outputs on a circle: they sit on a line or grid too.
+become exact zeros, because an edge is a nonzero weight here. No outputs on a circle: they sit on a line or grid too. An
+embedding is a matrix like others, where the released code prices it without length. In a square or cube each head has a
+cell of its own.
 
 Knows one model and the moments of training. Does not know data, losses or circuits.
 """
@@ -33,15 +44,15 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
-from openwork.errors import UsageError
-from openwork.graph import Link
+from openwork.graph import Graph
 from openwork.patching import graph_of, weight_of
 from openwork.training import relocation
 from openwork.training.loop import Regime
 from openwork.training.matrices import matrices
-from openwork.training.relocation import Places, Wires
+from openwork.training.relocation import Places, Tied
 
 
 class BIMTSettings(BaseModel):
@@ -70,7 +81,9 @@ class BIMTSettings(BaseModel):
     move_inputs: bool = Field(
         default=False, description="whether inputs move too; in images their places mean something"
     )
-    move_outputs: bool = Field(default=True, description="whether outputs move too")
+    move_outputs: bool | None = Field(
+        default=None, description="whether outputs move too; none: unless they are those of a vocabulary"
+    )
     cut: float = Field(
         default=1e-3, ge=0, description="weights up to this size are set to zero at the end, and are no edges before"
     )
@@ -94,24 +107,24 @@ class BIMT(Regime[BIMTSettings]):
         super().__init__(settings or BIMTSettings())
 
     def prepare(self, model: nn.Module, steps: int) -> None:
-        """Gives every node its first place. UsageError where the model is more than fully connected layers."""
-        graph = graph_of(model)
-        self._links = graph.links
-        foreign = [e for e in graph.links if e.kind != "weight" or e.through]
-        foreign += [e for e in graph.links if e not in foreign and _dims(model, e) != 2]
-        if foreign or any(s.steers for s in graph.sites):
-            raise UsageError(
-                f"the regime bimt knows places for fully connected layers only, not for {type(model).__name__}"
-                f"{' (' + foreign[0].name + ')' if foreign else ''}: use it with a perceptron (kind mlp)."
-            )
-        s = self.settings
-        fixed = {"input": not s.move_inputs, "output": not s.move_outputs}
+        """Gives every node its first place. UsageError where a matrix joins nodes that share their places."""
+        graph, s = graph_of(model), self.settings
         self._steps = steps
-        self._movable = [site.name for site in graph.sites if not fixed.get(site.kind, False)]
+        self._links = [e for e in graph.links if e.kind == "weight"]
+        self._movable = [t for t in relocation.ties(graph) if self._moves(t, graph)]
         self._outputs = {site.name for site in graph.sites if site.kind == "output"}
-        sizes = {site.name: site.size for site in graph.sites}
-        self._places = relocation.start(sizes, s.dimensions, next(model.parameters()).device)
+        self._axes = {e.name: weight_of(model.get_submodule(e.module)).dim() for e in self._links}
+        self._slopes: dict[str, Tensor] = {}
+        self._places = relocation.start_of(model, s.dimensions)
         self._price_weights()
+
+    def _moves(self, tied: Tied, graph: Graph) -> bool:
+        """Whether the settings let these sites' nodes move."""
+        s = self.settings
+        kinds = {graph.site(name).kind for name in tied.sites}
+        words = any(e.counts == "unembedding" for name in tied.sites for e in graph.into(name))
+        outputs = s.move_outputs if s.move_outputs is not None else not words
+        return (s.move_inputs or "input" not in kinds) and (outputs or "output" not in kinds)
 
     def penalty(self, model: nn.Module, step: int) -> Tensor | None:
         """price(step) * cost of all wires, in nats."""
@@ -119,22 +132,32 @@ class BIMT(Regime[BIMTSettings]):
         price = self.price(step)
         if price == 0:
             return None
-        reduce = torch.sum if s.reduce == "sum" else torch.mean
-        parts: list[Tensor] = []
+        names, costs, weights = [], [], []
         for e in self._links:
             module = model.get_submodule(e.module)
-            parts.append(reduce(weight_of(module).abs() * self._cost_of[e.name]))
+            names.append(e.name)
+            costs.append(self._cost_of[e.name])
+            weights.append(weight_of(module))
             bias = getattr(module, "bias", None)
             if isinstance(bias, Tensor) and step >= s.biases_from * self._steps:
-                parts.append(reduce(bias.abs()) * s.l0)
-        return price * torch.stack(parts).sum()
+                names.append(f"{e.name} bias")
+                costs.append(s.l0)
+                weights.append(bias)
+        for name, w in zip(names, weights, strict=True):
+            if name not in self._slopes:
+                self._slopes[name] = torch.empty_like(w, requires_grad=False)
+        scales = [price if s.reduce == "sum" else price / w.numel() for w in weights]
+        slopes = [self._slopes[name] for name in names]
+        cost = _Cost.apply(costs, scales, slopes, *weights)
+        assert isinstance(cost, Tensor)
+        return cost
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         """Now and then, and after the last step, gives nodes places with shorter wires. No weight changes."""
         s = self.settings
         if s.relocate == "none" or (step % s.every and step != self._steps):
             return
-        wires = self._wires(model, s.reduce)
+        wires = relocation.wires_of(model, s.reduce)
         self._places = relocation.relocate(
             wires, self._places, self._movable, s.relocate, s.top, s.sweeps, s.restarts, seed=step
         )
@@ -147,10 +170,12 @@ class BIMT(Regime[BIMTSettings]):
             w.mul_(w.abs() > self.settings.cut)
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Wire length sum |w| * distance over all links, and the number of weights larger than `cut`."""
-        wires = self._wires(model, "sum")
-        edges = sum(int((w.size > self.settings.cut).count_nonzero()) for w in wires)
-        return {"wire_length": relocation.wire_length(wires, self._places), "edges": edges}
+        """Wire length sum |w| * distance over all links, and the number of edges with a weight larger than `cut`."""
+        edges = 0
+        for e in self._links:
+            large = weight_of(model.get_submodule(e.module)).detach().abs() > self.settings.cut
+            edges += int((large.flatten(2).any(-1) if large.dim() > 2 else large).count_nonzero())
+        return {"wire_length": relocation.wire_length(relocation.wires_of(model), self._places), "edges": edges}
 
     def notes(self) -> dict[str, Any]:
         """Coordinates of every node, site -> one list per node in the model's order: for drawing."""
@@ -179,21 +204,42 @@ class BIMT(Regime[BIMTSettings]):
         return price
 
     def _price_weights(self) -> None:
-        """What a unit of each weight costs as the nodes sit now: link -> distance * D + l0, [dst, src]."""
+        """What a unit of each weight costs as the nodes sit now: link -> distance * D + l0, [dst, src, 1 ..]."""
         s, of = self.settings, self._places.of
-        self._cost_of = {
-            e.name: (s.distance if s.distance_last or e.dst not in self._outputs else 0.0)
-            * relocation.distances(of(e.dst), of(e.src))
-            + s.l0
-            for e in self._links
-        }
-
-    def _wires(self, model: nn.Module, reduce: str) -> list[Wires]:
-        """The model's weights as wires, each link's cost a sum or a mean."""
-        sizes = [(e, weight_of(model.get_submodule(e.module)).detach().abs()) for e in self._links]
-        return [Wires(e.src, e.dst, size, 1.0 if reduce == "sum" else 1 / size.numel()) for e, size in sizes]
+        self._cost_of = {}
+        for e in self._links:
+            distance = s.distance if s.distance_last or e.dst not in self._outputs else 0.0
+            cost = distance * relocation.distances(of(e.dst), of(e.src)) + s.l0
+            self._cost_of[e.name] = cost.view(*cost.shape, *[1] * (self._axes[e.name] - 2))
 
 
-def _dims(model: nn.Module, link: Link) -> int:
-    """How many axes a link's weight has."""
-    return weight_of(model.get_submodule(link.module)).dim()
+class _Cost(torch.autograd.Function):
+    """Sum of scale * |w| * cost over all weights, with its gradient scale * sign(w) * cost, 0 at 0 as that of abs.
+
+    The same as `scale * (w.abs() * cost).sum()` by autograd, without a new matrix for every operation: all it needs is
+    written into the slopes, which the regime keeps from step to step. Asked for a gradient after they were overwritten,
+    torch refuses.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, costs: list[Tensor | float], scales: list[float], slopes: list[Tensor], *weights: Tensor
+    ) -> Tensor:
+        """A scalar; `costs` [dst, src] or that with axes of length 1, slopes like the weights."""
+        total = weights[0].new_zeros(())
+        for cost, scale, slope, w in zip(costs, scales, slopes, weights, strict=True):
+            torch.sign(w, out=slope).mul_(cost)
+            if w.is_contiguous() and slope.is_contiguous():
+                total.add_(torch.dot(slope.view(-1), w.view(-1)), alpha=scale)
+            else:
+                total.add_((slope * w).sum(), alpha=scale)
+        ctx.save_for_backward(*slopes)
+        ctx.scales = scales
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What each weight gets; the slopes are scaled where they lie."""
+        (grad,) = outputs
+        return None, None, None, *(s.mul_(grad * scale) for s, scale in zip(ctx.saved_tensors, ctx.scales, strict=True))

@@ -150,6 +150,7 @@ class TrainResult:
     density_*           nominal: what the regimes ask for; achieved: nonzero / total
     seconds             wall time, cpu_seconds: of all threads, both over all resumed parts
     tokens              targets seen
+    regimes             what the regimes reported of the final model, by name; those that report nothing are left out
     """
 
     steps: int
@@ -162,6 +163,7 @@ class TrainResult:
     seconds: float
     cpu_seconds: float
     tokens: int
+    regimes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def train(
@@ -238,6 +240,7 @@ class _Run:
     spent: float = 0.0  # wall seconds of earlier parts of this run
     spent_cpu: float = 0.0
     losses: list[float] = field(default_factory=list)
+    reports: dict[str, dict[str, float]] = field(default_factory=dict)  # of the latest record
     writer: Any = None
 
     # -- beginning and end ------------------------------------------------------------------------------------------
@@ -285,6 +288,7 @@ class _Run:
             seconds=self._seconds(),
             cpu_seconds=self._cpu_seconds(),
             tokens=self.tokens,
+            regimes=self.reports,
         )
         save_model(self.folder / "model", self.model, {**self._notes(), "training": asdict(result)})
         document = {"format": FORMAT, "version": VERSION, "plan": self.plan, "result": asdict(result)}
@@ -377,8 +381,9 @@ class _Run:
             "projection_share": t.projecting / t.timed if t.timed else 0.0,
             "seconds": self._seconds(),
         }
-        for regime in self.regimes:
-            record |= regime.report(self.model)
+        self.reports = {r.name: told for r in self.regimes if (told := r.report(self.model))}
+        for told in self.reports.values():
+            record |= told
         self.losses = [*self.losses[-4:], loss]
         self.tally = _Tally(torch.zeros((), device=self.device))
         files.append_jsonl(self._metrics, record)

@@ -7,7 +7,8 @@ stands in it as gzip in base64 or as escaped JSON, and no text from a run is eve
 Knows folders of JSON. Does not know torch, models, tasks, or how a circuit was found.
 
     a comparison     result.json, and one run folder per model: sparse/ dense/ dense_matched/ ...
-    a run folder     circuits/<task>-<method>/ with circuit.json and, where there is one, dossier.json and result.json
+    a run folder     circuits/<task>-<method>/ with circuit.json and, where there is one, dossier.json and result.json;
+                     layout.json, the network in space, which is drawn to layout.svg too
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from markupsafe import Markup
 
 from openwork import files
 from openwork.errors import RunError, UsageError
+from openwork.views import wiring
 from openwork.views.layout import Placed, place
 from openwork.views.words import (
     EDGE_PRUNED,
     MODELS,
+    WIRING,
     Record,
     caveats,
     claim_words,
@@ -53,6 +56,7 @@ from openwork.views.words import (
 
 HERE = Path(__file__).parent
 DOSSIER_VERSION = 1  # of dossier.json; newer ones are refused
+WIRING_VERSION = 1  # of layout.json
 VERDICTS = {"holds": "yes", "fails": "no", "too little data": "open"}  # verdict -> its icon
 KINDS = {
     "read": "residual read",
@@ -104,19 +108,20 @@ class Shown:
 
 
 def build_page(run: Path) -> Path:
-    """Writes page.html of a comparison or of a single run, and returns its path.
+    """Writes page.html of a comparison or of a single run, and returns its path; layout.svg where layout.json is.
 
-    Refuses a folder that holds neither a result.json nor a circuit.
+    Refuses a folder that holds no result.json, no circuit and no layout.json.
     """
     run = Path(run)
     if not run.is_dir():
         raise UsageError(f"there is no run folder {run}.")
     result = files.read_json(run / "result.json") if (run / "result.json").is_file() else {}
     circuits = [c for name, folder in _runs(run) for c in _circuits(name, folder)]
-    if not result and not circuits:
+    network = _network(run)
+    if not result and not circuits and not network:
         raise UsageError(f"{run} holds nothing to show: no result.json and no circuits; discover a circuit first.")
     path = run / "page.html"
-    html = _render(run, result, circuits)
+    html = _render(run, result, circuits, network)
     files.write_text(path, html.encode("utf-8", "replace").decode())
     return path
 
@@ -187,6 +192,26 @@ def _judge(shown: Shown, records: Mapping[str, Record]) -> None:
 
 def _optional(path: Path) -> dict[str, Any]:
     return files.read_json(path) if path.is_file() else {}
+
+
+def _network(run: Path) -> dict[str, Any] | None:
+    """The network in space as the page shows it, drawn to layout.svg too; None where no layout.json is."""
+    path = run / "layout.json"
+    layout = _optional(path)
+    if not layout:
+        return None
+    if layout.get("version") != WIRING_VERSION:
+        raise RunError(
+            f"{path} has version {layout.get('version')} and this openwork reads version {WIRING_VERSION}; "
+            "write it again with this version."
+        )
+    try:
+        alone, within = wiring.draw(layout, alone=True), wiring.draw(layout)
+        network = {"svg": Markup(within), "words": wiring.words(layout), "streams": bool(layout["threads"])}
+    except (KeyError, TypeError, ValueError, IndexError) as e:
+        raise RunError(f"{path} is damaged: {e!r}.") from e
+    files.write_text(run / "layout.svg", alone.encode("utf-8", "replace").decode())
+    return network
 
 
 # -- a circuit as a drawing --------------------------------------------------------------------------------------------
@@ -280,13 +305,14 @@ def _node_words(node: Record) -> str:
 # -- rendering ---------------------------------------------------------------------------------------------------------
 
 
-def _render(run: Path, result: Record, circuits: list[Shown]) -> str:
+def _render(run: Path, result: Record, circuits: list[Shown], network: Record | None) -> str:
     env = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     for filter_ in (number, percent, probability, interval, times, model_words, claim_words, task_words):
         env.filters[filter_.__name__] = filter_
-    style = (HERE / "page.css").read_text(encoding="utf-8")
+    sheets = ["page.css", *(["wiring.css"] if network else [])]
+    style = "".join((HERE / sheet).read_text(encoding="utf-8") for sheet in sheets)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     tasks, blobs = _tasks(result, circuits)
     drawn = [t for t in tasks if any(p["blob"] is not None for p in t["panes"])]
@@ -296,6 +322,7 @@ def _render(run: Path, result: Record, circuits: list[Shown]) -> str:
     preset = f"{result['preset']} preset" if result.get("preset") else ""
     seed = f"seed {result['seed']}" if "seed" in result else ""
     order = {m: k for k, m in enumerate(MODELS)}
+    only_network = network is not None and not tasks
     return env.get_template("page.html.j2").render(
         policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
@@ -303,9 +330,12 @@ def _render(run: Path, result: Record, circuits: list[Shown]) -> str:
         script=Markup(script),
         name=name,
         facts=[b for b in (preset, seed, duration(result.get("seconds")) if "tasks" in result else "") if b],
-        headline=headline(result, name),
+        headline=f"{name} in space" if only_network else headline(result, name),
         ratio=result.get("ratio_geomean") if number(result.get("ratio_geomean")) != "–" else None,
-        lede=lede(result, result.get("subject") == "digits" or any(c.inputs == "vectors" for c in circuits)),
+        lede=WIRING
+        if only_network
+        else lede(result, result.get("subject") == "digits" or any(c.inputs == "vectors" for c in circuits)),
+        network=network,
         ratios=ratio_rows(result),
         caveats=caveats(result, names),
         columns=names,

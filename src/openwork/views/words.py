@@ -32,6 +32,11 @@ CLAIMS = {
     "random_weights_control": "random-weights control",
 }
 
+WIRING = (
+    "Each node of this network has a place in space. Its way of training, BIMT, puts a price on the length of wires "
+    "and moves nodes to where their wires are short. Every node is drawn where it ended up."
+)
+
 Record = Mapping[str, Any]
 
 
