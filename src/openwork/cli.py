@@ -111,7 +111,9 @@ class TrainOptions(TrainingOptions):
     task: str = Field(description="What to train on: python, digits, mnist, cifar10.")
     data: Path | None = Field(default=None, description="Folder of your files (tasks mnist, cifar10).")
     regime: str = Field(
-        default="topk", description="Way of training: dense, l1, l2, dropout, topk, rigl, l0, bimt, weight_norm."
+        default="topk",
+        description="Way of training: dense, l1, l2, dropout, topk, rigl, l0, bimt, clusterability, gomory_hu, "
+        "weight_norm.",
     )
     density: float | None = Field(
         default=None, gt=0, le=1, description="Share of weights that stay nonzero (regimes topk, rigl, l0)."

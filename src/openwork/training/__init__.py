@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from openwork.errors import unknown
 from openwork.settings import checked
 from openwork.training.bimt import BIMT, BIMTSettings
+from openwork.training.clusterability import Clusterability, ClusterabilitySettings
+from openwork.training.cuts import GomoryHu, GomoryHuSettings
 from openwork.training.data import OwnLoss, TrainData, held_out_accuracy, held_out_loss
 from openwork.training.dropout import Dropout, DropoutSettings
 from openwork.training.gates import L0, L0Settings
@@ -32,6 +34,8 @@ REGIMES: dict[str, tuple[type[Regime[Any]], type[BaseModel]]] = {
     "l0": (L0, L0Settings),
     "weight_norm": (WeightNorm, WeightNormSettings),
     "bimt": (BIMT, BIMTSettings),
+    "clusterability": (Clusterability, ClusterabilitySettings),
+    "gomory_hu": (GomoryHu, GomoryHuSettings),
 }
 
 
@@ -51,10 +55,14 @@ __all__ = [
     "OPTIMIZERS",
     "REGIMES",
     "BIMTSettings",
+    "Clusterability",
+    "ClusterabilitySettings",
     "Dense",
     "DenseSettings",
     "Dropout",
     "DropoutSettings",
+    "GomoryHu",
+    "GomoryHuSettings",
     "L0Settings",
     "L1Settings",
     "L2Settings",
