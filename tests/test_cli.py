@@ -53,6 +53,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
     fake = FakeBench()
     monkeypatch.setitem(sys.modules, "openwork.bench", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(openwork, "bench", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "openwork.compare", fake)  # type: ignore[arg-type]
     return fake
 
 
@@ -95,6 +96,41 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
                 ("mnist", "dense", None, Path("runs/mnist-dense"), None, "cpu", 0, "cpu", None, Path("d"), ()),
             ),
         ),
+        (
+            "compare --task digits --regimes dense,l1 topk --seeds 2 --preset smoke",
+            (
+                "compare_regimes",
+                (
+                    "digits",
+                    ("dense", "l1", "topk"),
+                    2,
+                    Path("runs/digits-compared"),
+                    "smoke",
+                    "cpu",
+                    None,
+                    None,
+                    None,
+                    None,
+                    (),
+                    None,
+                ),
+            ),
+        ),
+        (
+            "compare --task mnist --data d --regimes dense --circuit none --equal-accuracy 0.9 --steps 7 --workers 3 "
+            "--device cuda:1 --out o --set topk.floor=1",
+            (
+                "compare_regimes",
+                ("mnist", ("dense",), 5, Path("o"), "cpu", "cuda:1", Path("d"), "none", 0.9, 7, ("topk.floor=1",), 3),
+            ),
+        ),
+        (
+            "compare --task digits --regimes l1 --equal-accuracy auto",
+            (
+                "compare_regimes",
+                ("digits", ("l1",), 5, Path("runs/digits-compared"), "cpu", "cpu", None, None, "auto", None, (), None),
+            ),
+        ),
         ("tasks", ("list_tasks", (None,))),
         ("tasks --run runs/a", ("list_tasks", (Path("runs/a"),))),
         (
@@ -132,6 +168,11 @@ def test_the_bench_takes_what_the_command_line_passes() -> None:
         ("view_run", (Path("o"), progress)),
     ):
         inspect.signature(getattr(real, name)).bind(*args)
+    from openwork.compare import compare_regimes
+
+    inspect.signature(compare_regimes).bind(
+        "digits", ("dense",), 5, Path("o"), "cpu", "cpu", None, None, "auto", None, (), None, progress
+    )
 
 
 # -- YAML ------------------------------------------------------------------------------------------------------------
@@ -225,6 +266,17 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         ("train", "--task"),
         ("train --task python --density 0", "greater than 0"),
         ("train --task python --density 1.2", "less than or equal to 1"),
+        ("compare --task digits", "--regimes"),
+        ("compare --task digits --regimes dense --seeds 0", "greater than or equal to 1"),
+        (
+            "compare --task digits --regimes dense --equal-accuracy best",
+            "--equal-accuracy best: give auto, or a number",
+        ),
+        (
+            "compare --task digits --regimes dense --equal-accuracy 0",
+            "--equal-accuracy 0: give auto, or a number above 0",
+        ),
+        ("compare --task digits --regimes dense --seed 1", "--seed"),
         ("discover", "RUN"),
         ("discover runs/a", "--task"),
         ("discover runs/a --task t --target 0", "greater than 0"),

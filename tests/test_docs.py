@@ -149,7 +149,7 @@ def test_the_commands_page_shows_each_commands_example() -> None:
 
 def test_the_commands_page_names_every_flag_and_no_other() -> None:
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"--[a-z]+", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
+    named = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
     named |= {w for b, _ in blocks(ROOT / "docs" / "commands.md", "sh") for line in command_lines(b) for w in line}
     flags = {"--help"}
     for command in cli.EXAMPLES:

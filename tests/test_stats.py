@@ -20,6 +20,17 @@ def test_rank_p_counts_itself_and_ties_against_the_observed() -> None:
     assert stats.rank_p(0.0, []) == 1.0
 
 
+def test_t_interval_is_that_of_the_one_sample_t_test() -> None:
+    values = [0.971, 0.964, 0.98, 0.955, 0.969]
+    for level in (0.9, 0.95):
+        expected = ttest_1samp(values, 0.0).confidence_interval(level)
+        assert stats.t_interval(values, level) == pytest.approx((expected.low, expected.high))
+    # by hand: mean 2, sd sqrt(2), 12.706 = t(0.975; 1), half-width 12.706 * sqrt(2) / sqrt(2)
+    assert stats.t_interval([1.0, 3.0]) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
+    assert all(math.isnan(end) for end in stats.t_interval([1.0]))
+    assert stats.t_interval([5.0, 5.0, 5.0]) == (5.0, 5.0)
+
+
 def test_binomial_p_is_the_tail_sum() -> None:
     tail = sum(math.comb(20, k) * 0.3**k * 0.7 ** (20 - k) for k in range(9, 21))
     assert stats.binomial_p(9, 20, 0.3) == pytest.approx(tail)

@@ -46,7 +46,7 @@ from openwork.settings import assigned, filled
 from openwork.tasks.corpus import build_corpus
 from openwork.tasks.images import DIGIT_TASKS
 from openwork.tasks.python_code import TASKS
-from openwork.tasks.subjects import SUBJECTS, open_subject
+from openwork.tasks.subjects import SUBJECTS, SubjectKind, open_subject
 from openwork.threads import available_cores
 from openwork.training import REGIMES, TrainSettings
 from openwork.verify import control
@@ -119,7 +119,7 @@ def _compare(
     progress: Progress,
 ) -> Result:
     began = time.monotonic()
-    _device(device)
+    check_device(device)
     asked = {
         "kind": "comparison", "subject": subject, "preset": preset, "seed": seed, "device": device,
         "corpus": str(corpus.resolve()) if corpus else None, "tasks": list(tasks), "settings": p.model_dump(),
@@ -335,33 +335,19 @@ def train_run(
               Python source, corpus
     """
     progress = progress or Progress(False)
-    _device(device)
-    if task not in SUBJECTS:
-        raise unknown("task to train on", task, SUBJECTS)
+    check_device(device)
+    kind = subject_kind(task, data)
     if regime not in REGIMES:
         raise unknown("regime", regime, REGIMES)
-    with_density = [name for name, (_, schema) in REGIMES.items() if "density" in schema.model_fields]
-    if density is not None and regime not in with_density:
-        raise UsageError(f"--density is a setting of the regimes {', '.join(with_density)}; {regime} has none.")
-    kind = SUBJECTS[task]
+    if density is not None and regime not in with_density():
+        raise UsageError(f"--density is a setting of the regimes {', '.join(with_density())}; {regime} has none.")
     if corpus is not None and kind.data != "corpus":
         raise UsageError(f"--corpus is for --task python; {task} is made of {kind.made_of}.")
-    if (kind.data == "folder") != (data is not None):
-        if data is None:
-            raise UsageError(f"--task {task} needs --data DIR, the folder of its files.")
-        takers = " and ".join(f"--task {n}" for n, k in SUBJECTS.items() if k.data == "folder")
-        raise UsageError(f"--data is for {takers}; {task} brings its own data.")
-    p = _preset(PRESETS[task], preset)
-    changes = assigned(settings, ("training", regime, "model", *(["corpus"] if p.corpus else [])))
-    p = p.changed({g: changes[g] for g in ("corpus", "model") if g in changes})
-    options = {"topk": p.topk}.get(regime, {}) | ({"density": density} if density is not None else {})
-    options |= changes.get(regime, {})
-    training = (p.sparse if regime in with_density else p.dense) | {"seed": seed, "snapshots": ()}
-    training |= ({"steps": steps} if steps else {}) | changes.get("training", {})
-    training = filled(TrainSettings, training, "settings of training")
-    options = filled(REGIMES[regime][1], options, f"settings of {regime}")
+    p, changes = changed_preset(task, preset, settings, (regime,))
+    options = ({"density": density} if density is not None else {}) | changes.get(regime, {})
+    training = ({"steps": steps} if steps else {}) | changes.get("training", {})
     where = str(data.resolve()) if data else "data"
-    plan = Plan(task, where, p.model, training, {regime: options}, p.examples, seed, p.batch, device)
+    plan = training_plan(task, regime, p, where, training, options, seed, device)
     if kind.data == "folder":
         open_subject(task, out / where, 0)  # missing or damaged files are told before anything is written
     begin_run(out, plan.settings())
@@ -369,6 +355,50 @@ def train_run(
         build_corpus(out / "data", p.corpus_for(corpus), progress.log)
     (figures,) = map_jobs([Job(f"train {out.name}", train_plan, (out, plan, f"train {out.name}"))], 1, progress)
     return {"run": str(out), "regime": regime, **figures}
+
+
+def subject_kind(task: str, data: Path | None) -> SubjectKind:
+    """What there is to know of a subject; refuses an unknown one, and a folder of files that it does not take."""
+    if task not in SUBJECTS:
+        raise unknown("task to train on", task, SUBJECTS)
+    kind = SUBJECTS[task]
+    if (kind.data == "folder") != (data is not None):
+        if data is None:
+            raise UsageError(f"--task {task} needs --data DIR, the folder of its files.")
+        takers = " and ".join(f"--task {n}" for n, k in SUBJECTS.items() if k.data == "folder")
+        raise UsageError(f"--data is for {takers}; {task} brings its own data.")
+    return kind
+
+
+def with_density() -> list[str]:
+    """The regimes that are told which share of the weights stays."""
+    return [name for name, (_, schema) in REGIMES.items() if "density" in schema.model_fields]
+
+
+def changed_preset(task: str, preset: str, settings: Sequence[str], regimes: Sequence[str]) -> tuple[Preset, Result]:
+    """A subject's preset with the settings of `corpus` and `model` changed, and all changes by group.
+
+    settings  each as "group.name=value"; groups: training, model, the regimes' names and, for Python source, corpus
+    """
+    p = _preset(PRESETS[task], preset)
+    changes = assigned(settings, ("training", *regimes, "model", *(["corpus"] if p.corpus else [])))
+    return p.changed({g: changes[g] for g in ("corpus", "model") if g in changes}), changes
+
+
+def training_plan(
+    task: str, regime: str, p: Preset, where: str, training: Result, options: Result, seed: int, device: str
+) -> Plan:
+    """One training of a preset under one regime; every setting is checked.
+
+    where     the subject's data, seen from the run's folder
+    training  changes to the preset's settings of the loop
+    options   changes to the regime's settings
+    """
+    training = (p.sparse if regime in with_density() else p.dense) | {"seed": seed, "snapshots": ()} | training
+    training = filled(TrainSettings, training, "settings of training")
+    options = {"topk": p.topk}.get(regime, {}) | options
+    options = filled(REGIMES[regime][1], options, f"settings of {regime}")
+    return Plan(task, where, p.model, training, {regime: options}, p.examples, seed, p.batch, device)
 
 
 def discover_run(
@@ -413,7 +443,7 @@ def view_run(run: Path, progress: Progress | None = None) -> Result:
     return {"run": str(run), "page": str(page), **({"drawing": str(drawing)} if drawing.exists() else {})}
 
 
-def _device(device: str) -> None:
+def check_device(device: str) -> None:
     """Refuses a device that this machine does not have."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(

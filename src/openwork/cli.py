@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, UnusedCliTokensError, ValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from openwork import __version__
 from openwork.errors import OpenworkError, UsageError, several, unknown
@@ -33,6 +33,7 @@ STOPPED = 130  # what a shell reports for a program that Ctrl-C ended
 EXAMPLES = {
     "run": "openwork run quotes --preset smoke --out runs/quotes",
     "train": "openwork train --task python --regime topk --density 0.05 --out runs/a",
+    "compare": "openwork compare --task digits --regimes dense,l1,topk --seeds 3 --preset smoke --out runs/compared",
     "tasks": "openwork tasks --run runs/a",
     "discover": "openwork discover runs/a --task single_double_quote --method masks",
     "verify": "openwork verify runs/a --circuit single_double_quote",
@@ -67,8 +68,8 @@ class SeedOptions(Options):
     seed: int = Field(default=0, ge=0, description="Seed of everything random; same seed, same result.")
 
 
-class TrainingOptions(SeedOptions):
-    """For commands that train."""
+class SizeOptions(Options):
+    """For commands that train: how much, and where."""
 
     out: Path | None = Field(
         default=None, description="Folder to write; by default runs/NAME. A half-done one is resumed."
@@ -81,8 +82,6 @@ class TrainingOptions(SeedOptions):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="cpu, cuda, cuda:N; auto is cuda for the gpu preset.",
     )
-    corpus: Path | None = Field(default=None, description="Your own Python files, instead of the standard library's.")
-
     settings: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True)] = Field(
         default=(), description="Any setting of the preset, as GROUP.NAME=VALUE; a wrong name lists what there is."
     )
@@ -92,6 +91,12 @@ class TrainingOptions(SeedOptions):
         if self.device != "auto":
             return self.device
         return "cuda" if self.preset == "gpu" else "cpu"
+
+
+class TrainingOptions(SizeOptions, SeedOptions):
+    """For commands that train with one seed."""
+
+    corpus: Path | None = Field(default=None, description="Your own Python files, instead of the standard library's.")
 
 
 class RunOptions(TrainingOptions):
@@ -119,6 +124,38 @@ class TrainOptions(TrainingOptions):
         default=None, gt=0, le=1, description="Share of weights that stay nonzero (regimes topk, rigl, l0)."
     )
     steps: int | None = Field(default=None, ge=1, description="Training steps; by default the preset's.")
+
+
+def auto_or_number(value: Any) -> Any:
+    """Reads "auto" or a number above 0; ValueError for anything else."""
+    if value is None or value == "auto":
+        return value
+    with contextlib.suppress(ValueError):
+        if float(value) > 0:
+            return float(value)
+    raise ValueError("give auto, or a number above 0")
+
+
+class CompareOptions(SizeOptions):
+    """openwork compare"""
+
+    task: str = Field(description="What to train on: python, digits, mnist.")
+    data: Path | None = Field(default=None, description="Folder of your files (task mnist: its four files).")
+    regimes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = Field(
+        description="Ways of training to compare, as a,b,c or a b c."
+    )
+    seeds: int = Field(default=5, ge=1, description="How many seeds each regime is trained with: 0, 1, 2, ...")
+    circuit: str | None = Field(
+        default=None, description="Task whose circuit is looked for in every model, or none; by default the first."
+    )
+    equal_accuracy: Annotated[str | float | None, BeforeValidator(auto_or_number)] = Field(
+        default=None,
+        description="Also compare at equal accuracy: this one (for regressions, loss), or auto: dense's minus a point.",
+    )
+    steps: int | None = Field(default=None, ge=1, description="Training steps; by default the preset's.")
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes to use; by default as many as there are cores free."
+    )
 
 
 class TasksOptions(Options):
@@ -202,6 +239,24 @@ def train(*, options: Annotated[TrainOptions, Flat]) -> None:
         return bench.train_run(
             o.task, o.regime, o.density, out, o.steps, o.preset, o.seed, o.device_name(), o.corpus, o.data, o.settings,
             progress,
+        )  # fmt: skip
+
+    execute(body, options)
+
+
+@command
+def compare(*, options: Annotated[CompareOptions, Flat]) -> None:
+    """Train several regimes with several seeds and put them side by side: one table, one plot."""
+    o = options
+    out = o.out or Path("runs") / f"{o.task}-compared"
+    regimes = tuple(name.strip() for item in o.regimes for name in item.split(",") if name.strip())
+
+    def body(progress: Progress) -> Result:
+        from openwork.compare import compare_regimes
+
+        return compare_regimes(
+            o.task, regimes, o.seeds, out, o.preset, o.device_name(), o.data, o.circuit, o.equal_accuracy, o.steps,
+            o.settings, o.workers, progress,
         )  # fmt: skip
 
     execute(body, options)
@@ -326,7 +381,8 @@ def refusal(error: CycloptsError) -> UsageError:
         return UsageError(str(error))
     problems = []
     for p in cause.errors():
-        flag = "--" + str(p["loc"][0]).removeprefix("as_") if p["loc"] else "options"
+        flag = "--" + str(p["loc"][0]).removeprefix("as_").replace("_", "-") if p["loc"] else "options"
+        message = p["msg"].removeprefix("Value error, ")
         choices = p.get("ctx", {}).get("expected") if p["type"] == "literal_error" else None
         if p["type"] == "missing":
             problems.append(f"{flag} is required.")
@@ -334,7 +390,7 @@ def refusal(error: CycloptsError) -> UsageError:
             names = choices.replace(" or ", ", ").replace("'", "").split(", ")
             problems.append(str(unknown(f"choice for {flag}", str(p["input"]), names)))
         else:
-            problems.append(f"{flag} {p['input']}: {p['msg'][0].lower()}{p['msg'][1:]}.")
+            problems.append(f"{flag} {p['input']}: {message[0].lower()}{message[1:]}.")
     return several("openwork", problems)
 
 

@@ -103,10 +103,11 @@ def open_run(path: Path) -> Run:
     if not (path / "run.yaml").exists():
         raise UsageError(f"{path} is not a run: it has no run.yaml. Train one with: openwork train --out {path}")
     settings = read_yaml(path / "run.yaml")
-    if settings.get("kind") == "comparison":
-        parts = sorted(p.parent.parent.name for p in path.glob("*/model/config.json"))
+    if settings.get("kind") in ("comparison", "compare"):
+        parts = sorted(str(p.parent.parent.relative_to(path)) for p in path.glob("**/model/config.json"))
+        names = ", ".join(parts[:8] + ["..."] * (len(parts) > 8))
         example = path / (parts[0] if parts else "sparse")
-        raise UsageError(f"{path} compares several models ({', '.join(parts)}); name one of them, e.g. {example}.")
+        raise UsageError(f"{path} compares several models ({names}); name one of them, e.g. {example}.")
     missing = [k for k in ("subject", "model", "data", "examples") if k not in settings]
     if missing:
         raise RunError(f"{path / 'run.yaml'} is damaged: it does not say {', '.join(missing)}.")
@@ -408,7 +409,7 @@ def list_tasks(path: Path | None) -> Result:
 
 def show_run(path: Path) -> Result:
     """What a run holds: its model's figures, its circuits and their evidence; a comparison shows its table."""
-    if (path / "run.yaml").exists() and read_yaml(path / "run.yaml").get("kind") == "comparison":
+    if (path / "run.yaml").exists() and read_yaml(path / "run.yaml").get("kind") in ("comparison", "compare"):
         if not (path / "result.json").exists():
             raise UsageError(f"the comparison in {path} is not finished; finish it with the command that began it.")
         return store.read_json(path / "result.json")

@@ -202,6 +202,19 @@ def bootstrap_weights(n: int, clusters: Any = None, draws: int = 1_999, seed: in
     return times / times.sum(1, keepdims=True)
 
 
+def t_interval(values: Any, level: float = 0.95) -> Interval:
+    """Interval of the mean of independent, roughly normal values, such as one figure of several training seeds.
+
+    mean +- t * sd / sqrt(n), with t the quantile (1 + level) / 2 of Student's distribution with n - 1 degrees of
+    freedom and sd the sample's (Student 1908). nan with fewer than two values. A share's may end above 1.
+    """
+    v = _floats(values)
+    if v.size < 2:
+        return NO_INTERVAL
+    half = float(scipy_stats.t.ppf((1 + level) / 2, v.size - 1) * v.std(ddof=1) / np.sqrt(v.size))
+    return (float(v.mean()) - half, float(v.mean()) + half)
+
+
 def bootstrap_mean(
     values: Any, clusters: Any = None, level: float = 0.95, draws: int = 1_999, seed: int = 0
 ) -> Interval:

@@ -13,20 +13,37 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 Record = Mapping[str, Any]
 
+WIDEST = 500  # characters
 WIDE = 7  # columns; a table of records with more is turned on its side
 OF_CIRCUITS = ("status", "nodes", "edges", "loss", "accuracy")
 OF_EVIDENCE = ("task", "model", "circuit", "claim", "verdict", "sentence")  # the numbers are for --json and the page
 
 
-def show_result(result: Record, console: Console | None = None) -> None:
-    """Prints a result: its tables first, its single values last, where the eye ends up."""
-    console = console or Console(highlight=False)
-    for key, value in result.items():
-        _show(key, value, console)
+def show_result(result: Record, to: Console | None = None) -> None:
+    """Prints a result: its tables first, its single values last, where the eye ends up.
+
+    A result that brings a `table` of its own, under its `title`, is shown by that and by its `notes`: the rest of it is
+    the same figure by figure. Where no terminal sets a width, such a table is as wide as it has to be.
+    """
+    console = to or Console(highlight=False)
+    if _is_records(result.get("table")):
+        own = table(str(result.get("title", "")), result["table"])
+        if not console.is_terminal:
+            console.width = max(
+                console.width, Measurement.get(console, console.options.update(width=WIDEST), own).maximum
+            )
+        console.print(own)
+        for note in result.get("notes", ()):
+            console.print(escape(note), soft_wrap=True)
+        result = {k: v for k, v in result.items() if k not in ("table", "title", "notes") and v not in (None, [])}
+    else:
+        for key, value in result.items():
+            _show(key, value, console)
     for key, value in result.items():
         if not _is_records(value) and not isinstance(value, Mapping):
             console.print(f"{escape(_words(key))}: {escape(cell(value))}", soft_wrap=True)

@@ -2,7 +2,8 @@
 
 Every job is a top-level function of plain arguments that writes its own folder, so a killed job loses only itself.
 Results come back in the order of the jobs, whatever finishes first. Workers compute on one thread each (a machine
-shared by spinning thread pools is slower than one thread) and end when their parent does.
+shared by spinning thread pools is slower than one thread) and end when their parent does. Ctrl-C is the parent's to
+answer: it ends them.
 
 Knows functions and processes. Does not know what a job is about.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -38,33 +40,57 @@ def report(name: str, done: float, total: float, **info: float) -> None:
         _channel.put((name, done, total, info))
 
 
-def map_jobs(jobs: Sequence[Job], workers: int, progress: Progress) -> list[Any]:
-    """The results of all jobs, in their order. The first failure stops the rest and is raised here."""
+def map_jobs(
+    jobs: Sequence[Job], workers: int, progress: Progress, fresh: bool = False, preload: Sequence[str] = ()
+) -> list[Any]:
+    """The results of all jobs, in their order. The first failure stops the rest and is raised here.
+
+    fresh    every job has a process of its own, even a single one: what it measures of its process is its own. They are
+             forked from a server that has imported the jobs' modules and done nothing else, so a job begins at once
+    preload  what that server imports besides: modules that a job would else import late, in its own time
+    """
     if not jobs:
         return []
-    if workers <= 1 or len(jobs) == 1:
+    if not fresh and (workers <= 1 or len(jobs) == 1):
         return _here(jobs, progress)
-    context = multiprocessing.get_context("spawn")
+    forked = fresh and "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forked else "spawn")
+    if forked:
+        context.set_forkserver_preload(sorted({*preload, *(j.function.__module__ for j in jobs)}))
     channel = context.Queue()
     bars = threading.Thread(target=_show, args=(channel, progress), daemon=True)
     bars.start()
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin, initargs=(os.getpid(), channel))
+    pools: list[ProcessPoolExecutor] = []
+
+    def pool(size: int) -> ProcessPoolExecutor:
+        pools.append(ProcessPoolExecutor(size, context, initializer=_begin, initargs=(channel,)))
+        return pools[-1]
+
+    many = min(max(1, workers), len(jobs))
+    shared = None if fresh else pool(many)
+    waiting, running = deque(range(len(jobs))), dict[Future[Any], tuple[int, ProcessPoolExecutor]]()
+    results: list[Any] = [None] * len(jobs)
+    whole = progress.task("jobs", len(jobs))
     try:
-        futures: list[Future[Any]] = [pool.submit(j.function, *j.args) for j in jobs]
-        whole, left = progress.task("jobs", len(jobs)), set(futures)
-        while left:
-            finished, left = wait(left, return_when=FIRST_COMPLETED)
-            for f in finished:
-                f.result()
-            whole.update(len(jobs) - len(left))
-        whole.finish()
-        return [f.result() for f in futures]
+        while waiting or running:
+            while waiting and (shared is not None or len(running) < many):
+                i, at = waiting.popleft(), shared or pool(1)
+                running[at.submit(jobs[i].function, *jobs[i].args)] = i, at
+            for f in wait(running, return_when=FIRST_COMPLETED).done:
+                i, at = running.pop(f)
+                results[i] = f.result()
+                if at is not shared:
+                    at.shutdown(wait=False)
+            whole.update(len(jobs) - len(waiting) - len(running))
+        return results
     except BaseException:
-        for p in list((pool._processes or {}).values()):  # a running job would otherwise be waited for
-            p.terminate()
+        for p in [p for some in pools for p in (some._processes or {}).values()]:
+            p.terminate()  # a running job would otherwise be waited for
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for each in pools:
+            each.shutdown(wait=True, cancel_futures=True)
+        whole.finish()
         channel.put(None)
         bars.join()
 
@@ -84,16 +110,18 @@ def _here(jobs: Sequence[Job], progress: Progress) -> list[Any]:
         shown.finish()
 
 
-def _begin(parent: int, channel: Any) -> None:
+def _begin(channel: Any) -> None:
     global _channel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(1)
     _channel = channel
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
