@@ -22,11 +22,14 @@ from openwork.training import BIMT, BIMTSettings, TrainSettings, make_regime, tr
 from openwork.training.relocation import (
     Places,
     Tied,
+    as_lists,
     by_assignment,
     by_swaps,
     grid,
+    movable,
     place_costs,
     relocate,
+    shortest_wire_length,
     start_of,
     ties,
     wire_length,
@@ -387,3 +390,15 @@ def test_it_composes_with_topk_in_a_transformer(tmp_path: Path) -> None:
     train(model, Counting("transformer"), regimes, TrainSettings(steps=30, lr=1e-2), tmp_path)
     w = model.get_parameter("blocks.0.mlp.up.weight")
     assert int(w.count_nonzero()) == round(0.25 * w.numel())
+
+
+@pytest.mark.parametrize("config", [TRANSFORMER, CNN], ids=lambda c: c.kind)
+def test_the_shortest_wires_are_no_longer_than_those_as_numbered_and_places_only_help(config: Any) -> None:
+    model = shaken(config, 3)
+    found = shortest_wire_length(model)
+    assert found <= wire_length_of(model)
+    scattered = anywhere(start_of(model), tuple(movable(graph_of(model))), seed=4)
+    told = shortest_wire_length(model, as_lists(scattered))
+    assert told <= found, "more starts are never worse"
+    plane = as_lists(start_of(model, 2))
+    assert shortest_wire_length(model, plane) == found, "places in a plane say nothing about a line"

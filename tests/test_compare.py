@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from scipy import stats as scipy_stats
 
-from idx_files import write_files
 from openwork import bench, cli, files, store
 from openwork.compare import (
     DIALS,
@@ -287,18 +286,18 @@ def test_a_regime_without_a_line_turns_its_density_or_its_price(monkeypatch: pyt
 
 
 def test_a_refused_pair_is_a_row_and_not_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_files(tmp_path / "data", train=64, verify=20)
-    line = f"compare --task mnist --data {data} --seeds 1 --steps 2 --preset smoke --circuit none --workers 1"
-    assert cli.main([*line.split(), "--regimes", "bimt,dense", "--out", str(tmp_path / "two"), "--json"]) == 0
+    line = "compare --task digits --seeds 1 --steps 2 --preset smoke --circuit none --workers 1 --set model.hidden=[8]"
+    both, alone = ["--regimes", "clusterability,dense"], ["--regimes", "clusterability"]
+    assert cli.main([*line.split(), *both, "--out", str(tmp_path / "two"), "--json"]) == 0
     rows = {r["regime"]: r for r in json.loads(capsys.readouterr().out)["rows"]}
-    assert "fully connected layers only" in rows["bimt"]["status"] and "\n" not in rows["bimt"]["status"]
-    assert rows["bimt"]["accuracy"] is None and rows["bimt"]["nonzero"] is None
-    assert rows["dense"]["status"] == "ok" and rows["dense"]["wire_length"] is None, "a convolution has no places"
+    refused = rows["clusterability"]
+    assert "two hidden layers" in refused["status"] and "\n" not in refused["status"]
+    assert refused["accuracy"] is None and refused["nonzero"] is None
+    assert rows["dense"]["status"] == "ok" and rows["dense"]["accuracy"] is not None
 
-    assert cli.main([*line.split(), "--regimes", "bimt", "--out", str(tmp_path / "one")]) == 1
+    assert cli.main([*line.split(), *alone, "--out", str(tmp_path / "one")]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and "none of the regimes worked" in err and "fully connected layers only" in err
-    assert "fully connected layers only" in (tmp_path / "one" / "table.md").read_text()
+    assert out == "" and "none of the regimes worked" in err and "two hidden layers" in err
 
 
 def test_a_training_that_diverges_is_a_row(tmp_path: Path) -> None:
@@ -360,14 +359,9 @@ def test_wire_length_and_large_weights_by_hand(done: tuple[Path, dict[str, Any]]
             large += size > 1e-3
         total += n * m
     (row,) = [r for r in done[1]["rows"] if (r["at"], r["regime"], r["seed"]) == ("default", "l1", 0)]
-    assert wire_length_of(run) == pytest.approx(length, rel=1e-5) == row["wire_length"]
+    found = wire_length_of(run)
+    assert found is not None and 0 < found == row["wire_length"] < length, "nodes were moved to where wires are short"
     assert share_above(run.model, 1e-3) == large / total == row["above_1e-3"]
-
-
-def test_a_regime_that_places_its_nodes_is_believed(copy: Path) -> None:
-    run = open_run(copy / "dense" / "seed0")
-    files.append_jsonl(run.path / "metrics.jsonl", {"step": 30, "wire_length": 12.5})
-    assert wire_length_of(run) == 12.5
 
 
 @pytest.mark.parametrize("regime", ["clusterability", "gomory_hu"])

@@ -29,8 +29,7 @@ from torch import nn
 from openwork import stats, store
 from openwork.bench import changed_preset, check_device, subject_kind, training_plan
 from openwork.errors import OpenworkError, RunError, UsageError, unknown
-from openwork.files import plain, read_jsonl, read_model_header, read_yaml, write_text, write_yaml
-from openwork.patching import graph_of, weight_of
+from openwork.files import plain, read_model_header, read_yaml, write_text, write_yaml
 from openwork.presets import Preset
 from openwork.progress import Progress
 from openwork.runs import Plan, Result, Run, begin_run, find_circuit, method_settings, open_run, train_plan
@@ -354,21 +353,12 @@ def share_above(model: nn.Module, size: float) -> float:
 
 
 def wire_length_of(run: Run) -> float | None:
-    """Sum of |w| * distance: as the regime arranged its nodes, else with every layer spread evenly over a line.
-
-    None for models that are more than fully connected layers.
-    """
-    last = read_jsonl(run.path / "metrics.jsonl")[-1:]
-    if last and last[0].get("wire_length") is not None:
-        return float(last[0]["wire_length"])
-    graph = graph_of(run.model)
-    if any(e.kind != "weight" or e.through for e in graph.links) or any(s.steers for s in graph.sites):
+    """The shortest wires found for the run's model, nodes on lines; None where its nodes have no places."""
+    notes = read_model_header(run.path / "model")["extra"].get("bimt", {})
+    try:
+        return relocation.shortest_wire_length(run.model, notes.get("coordinates"))
+    except UsageError:
         return None
-    sizes = {e: weight_of(run.model.get_submodule(e.module)).detach().abs() for e in graph.links}
-    if any(w.dim() != 2 for w in sizes.values()):
-        return None
-    places = relocation.start({s.name: s.size for s in graph.sites}, 1, torch.device("cpu"))
-    return relocation.wire_length([relocation.Wires(e.src, e.dst, w) for e, w in sizes.items()], places)
 
 
 def modules_of(run: Run) -> int | None:

@@ -47,12 +47,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
-from openwork.graph import Graph
 from openwork.patching import graph_of, weight_of
 from openwork.training import relocation
 from openwork.training.loop import Regime
 from openwork.training.matrices import matrices
-from openwork.training.relocation import Places, Tied
+from openwork.training.relocation import Places
 
 
 class BIMTSettings(BaseModel):
@@ -111,20 +110,12 @@ class BIMT(Regime[BIMTSettings]):
         graph, s = graph_of(model), self.settings
         self._steps = steps
         self._links = [e for e in graph.links if e.kind == "weight"]
-        self._movable = [t for t in relocation.ties(graph) if self._moves(t, graph)]
+        self._movable = relocation.movable(graph, s.move_inputs, s.move_outputs)
         self._outputs = {site.name for site in graph.sites if site.kind == "output"}
         self._axes = {e.name: weight_of(model.get_submodule(e.module)).dim() for e in self._links}
         self._slopes: dict[str, Tensor] = {}
         self._places = relocation.start_of(model, s.dimensions)
         self._price_weights()
-
-    def _moves(self, tied: Tied, graph: Graph) -> bool:
-        """Whether the settings let these sites' nodes move."""
-        s = self.settings
-        kinds = {graph.site(name).kind for name in tied.sites}
-        words = any(e.counts == "unembedding" for name in tied.sites for e in graph.into(name))
-        outputs = s.move_outputs if s.move_outputs is not None else not words
-        return (s.move_inputs or "input" not in kinds) and (outputs or "output" not in kinds)
 
     def penalty(self, model: nn.Module, step: int) -> Tensor | None:
         """price(step) * cost of all wires, in nats."""

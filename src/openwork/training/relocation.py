@@ -110,6 +110,18 @@ def ties(graph: Graph) -> tuple[Tied, ...]:
     return tuple(Tied(sites, max(block[s] for s in sites)) for sites in groups)
 
 
+def movable(graph: Graph, inputs: bool = False, outputs: bool | None = None) -> list[Tied]:
+    """The arrangements whose nodes may move: not those of inputs, nor of outputs that are a vocabulary, unless told."""
+    words = {e.dst for e in graph.links if e.counts == "unembedding"}
+    found = []
+    for tied in ties(graph):
+        kinds = {graph.site(name).kind for name in tied.sites}
+        moves = outputs if outputs is not None else words.isdisjoint(tied.sites)
+        if (inputs or "input" not in kinds) and (moves or "output" not in kinds):
+            found.append(tied)
+    return found
+
+
 @torch.no_grad()
 def wires_of(model: nn.Module, reduce: str = "sum") -> list[Wires]:
     """A model's weights as wires, each link's cost a "sum" or a "mean" over its weights.
@@ -175,6 +187,23 @@ def wire_length_of(model: nn.Module, coordinates: Mapping[str, Any] | None = Non
     device = next(model.parameters()).device
     spots = {site: torch.tensor(x, device=device) for site, x in coordinates.items()}
     return wire_length(wires_of(model), Places(spots, {site: torch.arange(len(x)) for site, x in spots.items()}))
+
+
+@torch.no_grad()
+def shortest_wire_length(model: nn.Module, coordinates: Mapping[str, Any] | None = None) -> float:
+    """Wire length after the best exchanges that we find, nodes on lines: the same search for every model.
+
+    Moving nodes changes no function, so a model that was never told of places may have short wires too; its length as
+    it happens to be numbered says nothing. Searched from the spots of the nodes' numbers and, where a model has
+    `coordinates` in one dimension, from those as well; the shorter end counts.
+    """
+    wires, tied = wires_of(model), movable(graph_of(model))
+    starts = [start_of(model)]
+    if coordinates is not None and all(len(x[0]) == 1 for x in coordinates.values()):
+        spots = {site: torch.tensor(x, dtype=torch.float32).cpu() for site, x in coordinates.items()}
+        starts.append(Places(spots, {site: torch.arange(len(x)) for site, x in spots.items()}))
+    ends = (relocate(wires, places, tied, "assignment", sweeps=5) for places in starts)
+    return min(wire_length(wires, end) for end in ends)
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
