@@ -73,6 +73,8 @@ DIALS: dict[str, Dial | None] = {
     "l2": Dial("price", 1e-5, 10),
     "dropout": Dial("neurons", 0.05, 2),
     "bimt": Dial("price", 3e-4, 3),
+    "clusterability": Dial("tau", 0.03, 3),
+    "gomory_hu": Dial("price", 0.03, 3),
 }
 
 
