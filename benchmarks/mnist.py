@@ -118,8 +118,8 @@ PARTS: dict[str, Part] = {
         columns=("wire_length",),
     ),
     "modules": Part(
-        "A perceptron 784-64-64-64-10 with ReLU in four modules. *Cut* is the error after all weights between neurons of "
-        "different modules are deleted; pixels and digits belong to all modules. *C* is the share of squared weight "
+        "A perceptron 784-64-64-64-10 with ReLU in four modules. *Cut* is the error after all weights between neurons "
+        "of different modules are deleted; pixels and digits belong to all modules. *C* is the share of squared weight "
         "inside modules. The modules of *dense* and of *l1* are found by spectral clustering of the trained weights. "
         "*Published* is the loss on C with fixed blocks of neurons (Golechha et al. 2025, arXiv 2502.02470), who "
         "clustered the weights between the second and third hidden layer only; here all three layers have modules.",
