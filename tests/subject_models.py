@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from openwork import models, patching
 from openwork.graph import Graph
 from openwork.models.cnn import ConvBlock
+from openwork.models.mlp import EmbeddingConfig
 
 SMALL = {"vocab": 11, "n_layer": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 6}
 
@@ -20,6 +21,12 @@ VARIANTS: dict[str, BaseModel] = {
     "mlp, silu, one output": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=1, activation="silu"),
     "mlp, abstopk": models.MLPConfig(inputs=7, hidden=(6, 5), outputs=4, abstopk=0.5),
     "mlp without hidden layer": models.MLPConfig(inputs=5, hidden=(), outputs=3),
+    "mlp over an embedding of two slots": models.MLPConfig(
+        inputs=6, hidden=(5,), outputs=4, embedding=EmbeddingConfig(symbols=7, slots=2, width=3)
+    ),
+    "mlp over an embedding of one slot, without hidden layer": models.MLPConfig(
+        inputs=4, hidden=(), outputs=3, embedding=EmbeddingConfig(symbols=5, slots=1, width=4)
+    ),
     "cnn": models.CNNConfig(
         image=(2, 9, 8),
         blocks=(ConvBlock(channels=3, kernel=3, pool=2), ConvBlock(channels=4, kernel=2)),
@@ -41,6 +48,14 @@ VARIANTS: dict[str, BaseModel] = {
     "transformer, no positions": models.TransformerConfig(**SMALL, positions=False),
     "transformer, no bigram": models.TransformerConfig(**SMALL, bigram=False),
     "transformer, no gain, one layer": models.TransformerConfig(**SMALL | {"n_layer": 1}, norm_gain=False),
+    "transformer, no norm, ReLU, other outputs": models.TransformerConfig(
+        **SMALL | {"n_layer": 1}, norm=False, activation="relu", bigram=False, outputs=4
+    ),
+    "transformer, no norm, sink, abstopk": models.TransformerConfig(**SMALL, norm=False, sink=True, abstopk=0.5),
+    "transformer of real numbers": models.TransformerConfig(**SMALL, inputs=3, outputs=1, bigram=False),
+    "transformer of real numbers, no norm": models.TransformerConfig(
+        **SMALL, inputs=1, outputs=2, bigram=False, norm=False, positions=False
+    ),
     "transformer, everything": models.TransformerConfig(**SMALL, sink=True, abstopk=0.5, positions=False, bigram=False),
 }
 VARIANTS |= {
@@ -69,6 +84,9 @@ def inputs_of(model: nn.Module, seed: int = 0, n: int = 5) -> list[Inputs]:
     g = torch.Generator().manual_seed(seed + 100)
     config = model.config
     kind = getattr(config, "kind", "")
+    if kind == "mlp" and config.embedding is not None:  # type: ignore[union-attr]
+        e = config.embedding  # type: ignore[union-attr]
+        return [(torch.randint(e.symbols, (n, e.slots), generator=g),)]
     if kind == "mlp":
         return [(torch.randn(n, config.inputs, generator=g),)]  # type: ignore[union-attr]
     if kind == "cnn":
@@ -76,6 +94,8 @@ def inputs_of(model: nn.Module, seed: int = 0, n: int = 5) -> list[Inputs]:
         return [(images.flatten(1),), (images,)]
     if kind == "transformer":
         tokens = torch.randint(config.vocab, (n, config.n_ctx), generator=g)  # type: ignore[union-attr]
+        if config.inputs:  # type: ignore[union-attr]
+            tokens = torch.randn(n, config.n_ctx, config.inputs, generator=g)  # type: ignore[union-attr]
         at = torch.randint(config.n_ctx, (n,), generator=g)  # type: ignore[union-attr]
         return [(tokens,), (tokens, at)]
     raise AssertionError(f'say in tests/subject_models.py what the inputs of a model of kind "{kind}" look like')

@@ -462,6 +462,24 @@ def test_it_composes_with_topk(tmp_path: Path) -> None:
     assert all(int(p.count_nonzero()) == round(0.25 * p.numel()) for p in model.parameters() if p.dim() == 2)
 
 
+def test_an_embedding_costs_its_size_and_only_its_channels_have_places() -> None:
+    """Two operands of three channels side by side: six places; the table is paid for once, without any length."""
+    shape = {"kind": "mlp", "inputs": 6, "hidden": (4,), "outputs": 5}
+    plain, embedded = (
+        models.build(shape | more, seed=0) for more in ({}, {"embedding": {"symbols": 7, "slots": 2, "width": 3}})
+    )
+    embedded.load_state_dict(plain.state_dict(), strict=False)
+    regimes = [make_regime("bimt", {"l0": 0.5, "price": 1.0, "schedule": ()}) for _ in range(2)]
+    costs = []
+    for regime, model in zip(regimes, (plain, embedded), strict=True):
+        regime.prepare(model, 10)
+        costs.append(float(regime.penalty(model, 0).detach()))  # type: ignore[union-attr]
+    table = float(embedded.embed.weight.detach().abs().sum())  # type: ignore[union-attr]
+    assert costs[1] - costs[0] == pytest.approx(0.5 * table, rel=1e-5)
+    places = regimes[1].notes()["coordinates"]
+    assert {site: len(at) for site, at in places.items()} == {"embed": 6, "hidden0": 4, "logits": 5}
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import yaml
 from openwork import cli
 from openwork.discover import METHODS
 from openwork.models import MODELS
-from openwork.presets import QUOTES
+from openwork.presets import QUOTES, DataSettings
 from openwork.tasks import SUBJECT_TASKS
 from openwork.training import REGIMES, TrainSettings
 from openwork.verify import VERIFIERS
@@ -77,7 +77,7 @@ def test_every_file_named_in_a_command_exists(page: Path) -> None:
     for block, _ in blocks(page, "sh"):
         for words in command_lines(block):
             for word in words:
-                if re.match(r"(src|tests|docs|examples|benchmarks)/", word):
+                if re.match(r"(src|tests|docs|examples|benchmarks|recipes)/", word):
                     assert (ROOT / word).exists(), f"{page.name}: {word} does not exist"
 
 
@@ -128,6 +128,7 @@ def openwork_lines(page: Path) -> list[list[str]]:
 @each_page
 def test_every_command_line_is_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for text, _ in blocks(page, "yaml"):
         (tmp_path / "smoke.yaml").write_text(text)
     for words in openwork_lines(page):
@@ -182,7 +183,10 @@ def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
 
 
 def test_the_settings_that_the_commands_page_names_exist() -> None:
-    groups = {**{n: schema for n, (_, schema) in REGIMES.items()}, **QUOTES["cpu"].groups(), "training": TrainSettings}
+    groups = {**{n: schema for n, (_, schema) in REGIMES.items()}, **QUOTES["cpu"].groups()}
+    names = {group: set(schema.model_fields) for group, schema in groups.items()}
+    names |= {"training": set(TrainSettings.model_fields), "data": set(DataSettings.model_fields)}
+    names["model"] = {name for _, schema in MODELS.values() for name in schema.model_fields}
     named = [
         s.split(".")
         for s in code_spans(ROOT / "docs" / "commands.md")
@@ -190,7 +194,7 @@ def test_the_settings_that_the_commands_page_names_exist() -> None:
     ]
     assert len(named) > 10
     for group, name in named:
-        assert name in groups[group].model_fields, f"{group}.{name}"
+        assert name in names[group], f"{group}.{name}"
 
 
 def test_the_docs_list_what_there_is() -> None:

@@ -24,7 +24,7 @@ from openwork.circuit import Evidence
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
 from openwork.patching import graph_of, weight_of
-from openwork.presets import DIGITS, PRESETS, QUOTES, Preset
+from openwork.presets import DIGITS, PRESETS, QUOTES, DataSettings, Preset
 from openwork.progress import Progress
 from openwork.runs import (
     Plan,
@@ -331,8 +331,8 @@ def train_run(
     """Trains one model into a run folder.
 
     data      folder of the user's files, for subjects that have some; the run remembers it
-    settings  changes to the preset, each as "group.name=value"; groups: training, model, the regime's name and, for
-              Python source, corpus
+    settings  changes to the preset, each as "group.name=value"; groups: training, model, data, the regime's name and,
+              for Python source, corpus
     """
     progress = progress or Progress(False)
     check_device(device)
@@ -378,10 +378,15 @@ def with_density() -> list[str]:
 def changed_preset(task: str, preset: str, settings: Sequence[str], regimes: Sequence[str]) -> tuple[Preset, Result]:
     """A subject's preset with the settings of `corpus` and `model` changed, and all changes by group.
 
-    settings  each as "group.name=value"; groups: training, model, the regimes' names and, for Python source, corpus
+    settings  each as "group.name=value"; groups: training, model, data, the regimes' names and, for Python source,
+              corpus
     """
     p = _preset(PRESETS[task], preset)
-    changes = assigned(settings, ("training", *regimes, "model", *(["corpus"] if p.corpus else [])))
+    changes = assigned(settings, ("training", *regimes, "model", "data", *(["corpus"] if p.corpus else [])))
+    if "data" in changes:
+        if not SUBJECTS[task].batches:
+            raise UsageError(f"every step of training on {task} sees all its data: there is no data.batch to choose.")
+        p = p.model_copy(update={"batch": filled(DataSettings, changes["data"], "settings of data")["batch"]})
     return p.changed({g: changes[g] for g in ("corpus", "model") if g in changes}), changes
 
 

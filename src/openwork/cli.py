@@ -113,7 +113,12 @@ class RunOptions(TrainingOptions):
 class TrainOptions(TrainingOptions):
     """openwork train"""
 
-    task: str = Field(description="What to train on: python, digits, mnist, cifar10.")
+    task: str = Field(
+        description=(
+            "What to train on: python, digits, mnist, cifar10, modular_addition_59, modular_addition_113, s4, "
+            "two_moons, independence, feature_sharing, compositionality, in_context_regression."
+        )
+    )
     data: Path | None = Field(default=None, description="Folder of your files (tasks mnist, cifar10).")
     regime: str = Field(
         default="topk",

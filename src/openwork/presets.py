@@ -21,6 +21,14 @@ from openwork.training import TopKSettings, TrainSettings
 Settings = dict[str, Any]
 
 
+class DataSettings(BaseModel):
+    """How much of the data a step of `openwork train` sees."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: int = Field(ge=1, description="sequences, images or pairs per training step; by default the preset's")
+
+
 class Preset(BaseModel):
     """What one `openwork run` does.
 
@@ -181,4 +189,79 @@ CIFAR10: dict[str, Preset] = {
     for name, steps in (("cpu", 2500), ("gpu", 10_000), ("smoke", 200))
 }
 
-PRESETS: dict[str, dict[str, Preset]] = {"python": QUOTES, "digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10}
+
+# -- small subjects, at the sizes of the papers they are from ----------------------------------------------------------
+
+ALL = 1 << 20  # pairs per step: more than there are, so every step sees each pair once
+
+
+def _small(
+    model: Settings, dense: Settings, density: float, sparse: Settings | None = None, anneal: Settings | None = None,
+    others: Mapping[str, Settings] | None = None, batch: int = ALL,
+) -> dict[str, Preset]:  # fmt: skip
+    """Presets of one subject; the smoke preset differs in its steps alone."""
+
+    def preset(smoke: bool) -> Preset:
+        few = {"steps": 400} if smoke else {}
+        return Preset(
+            model=model, others=others or {}, sparse=(sparse or dense) | few, dense=dense | few,
+            topk={"density": density, **(anneal or {})}, masks={"steps": 60} if smoke else {}, batch=batch,
+            examples=512, n_null=19 if smoke else 100,
+        )  # fmt: skip
+
+    return {name: preset(name == "smoke") for name in ("cpu", "gpu", "smoke")}
+
+
+def _perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> Settings:
+    return {"kind": "mlp", "inputs": inputs, "hidden": hidden, "outputs": outputs, "activation": "silu"}
+
+
+def _over_embedding(n: int) -> Settings:
+    """A perceptron for an operation on n elements."""
+    return _perceptron(64, (50, 50), n) | {"embedding": {"symbols": n, "slots": 2, "width": 32}}
+
+
+def _one_layer(n: int) -> Settings:
+    """The transformer of Nanda et al. 2023 (arXiv 2301.05217) for an operation on n elements.
+
+    Fresh weights are a little smaller than theirs (1/sqrt(128) = 0.088): at this size it generalises within minutes.
+    """
+    return {
+        "kind": "transformer", "vocab": n + 1, "outputs": n, "n_layer": 1, "d_model": 128, "d_head": 32, "d_mlp": 512,
+        "n_ctx": 3, "norm": False, "activation": "relu", "bigram": False, "init_std": 0.06,
+    }  # fmt: skip
+
+
+CONSTANT: Settings = {"betas": (0.9, 0.999), "warmup": 0.0, "decay_from": 1.0, "weight_decay": 0.0, "clip": "none"}
+FORMULA: Settings = CONSTANT | {"steps": 20_000, "lr": 2e-3}
+PAIRS: Settings = {"betas": (0.9, 0.98), "warmup": 0.01, "decay_from": 1.0, "weight_decay": 1.0}
+LATE: Settings = {"anneal_from": 0.35, "anneal_until": 0.85}  # first learn what the operation is, then with few weights
+IN_CONTEXT: Settings = {
+    "kind": "transformer", "inputs": 1, "outputs": 1, "n_layer": 2, "d_model": 32, "d_head": 32, "n_ctx": 3,
+    "norm": False, "bigram": False, "init_std": 0.2,
+}  # fmt: skip
+
+SMALL: dict[str, dict[str, Preset]] = {
+    "independence": _small(_perceptron(4, (20, 20), 2), FORMULA, 0.2),
+    "feature_sharing": _small(_perceptron(3, (20, 20), 3), FORMULA, 0.2),
+    "compositionality": _small(_perceptron(4, (20, 20, 20, 20), 1), FORMULA, 0.2),
+    "two_moons": _small(_perceptron(2, (20, 20), 2), FORMULA | {"steps": 10_000}, 0.2),
+    "in_context_regression": _small(IN_CONTEXT, CONSTANT | {"steps": 40_000, "lr": 1e-3}, 0.3, batch=64),
+    "modular_addition_59": _small(
+        _over_embedding(59), PAIRS | {"steps": 1500, "lr": 3e-3}, 0.3,
+        PAIRS | {"steps": 6000, "lr": 2e-3, "weight_decay": 0.3, "decay_from": 0.9},
+        {"anneal_from": 0.1, "anneal_until": 0.8}, {"transformer": _one_layer(59)},
+    ),
+    "s4": _small(
+        _over_embedding(24), PAIRS | {"steps": 4000, "lr": 3e-3}, 0.3,
+        PAIRS | {"steps": 8000, "lr": 3e-3, "decay_from": 0.85}, LATE, {"transformer": _one_layer(24)},
+    ),
+    "modular_addition_113": _small(
+        _one_layer(113), PAIRS | {"steps": 1500, "lr": 2e-3}, 0.2,
+        PAIRS | {"steps": 3000, "lr": 2e-3, "decay_from": 0.85}, LATE, {"mlp": _over_embedding(113)}, batch=1024,
+    ),
+}  # fmt: skip
+
+PRESETS: dict[str, dict[str, Preset]] = {  # by subject
+    "python": QUOTES, "digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, **SMALL,
+}  # fmt: skip

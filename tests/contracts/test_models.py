@@ -10,6 +10,7 @@ from openwork import models, patching
 from openwork.circuit import Circuit
 from openwork.errors import UsageError
 from openwork.graph import Graph, Link
+from openwork.models.mlp import SlotEmbedding
 from openwork.patching import graph_of, patched, record, run
 from subject_models import VARIANTS, hooks_on, inputs_of, make
 
@@ -143,7 +144,12 @@ def test_an_input_reaches_its_reader_as_its_column(name: str) -> None:
         for e in graph.out_of(s.name):
             columns = patching.weight_of(model.get_submodule(e.module))
             ids = sent[s.name]
-            torch.testing.assert_close(model.get_submodule(e.module)(ids), columns.T[ids])
+            module = model.get_submodule(e.module)
+            expected = columns.T[ids]
+            if isinstance(module, SlotEmbedding):  # ids [B, slots]: every slot feeds its own channels
+                parts = expected.unflatten(-1, (module.slots, -1))  # [B, slots, slots, width]
+                expected = torch.cat([parts[:, i, i] for i in range(module.slots)], -1)
+            torch.testing.assert_close(module(ids), expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

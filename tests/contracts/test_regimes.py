@@ -14,16 +14,24 @@ from torch.nn.utils import parametrize
 from openwork import models
 from openwork.errors import UsageError
 from openwork.models.cnn import ConvBlock
+from openwork.models.mlp import EmbeddingConfig
 from openwork.store import load_model, model_digest
 from openwork.training import REGIMES, TrainResult, TrainSettings, make_regime, train
 
 CONFIGS = {
     "mlp": models.MLPConfig(inputs=12, hidden=(16, 16), outputs=3),
+    "mlp over an embedding": models.MLPConfig(
+        inputs=16, hidden=(24,), outputs=3, embedding=EmbeddingConfig(symbols=6, slots=2, width=8)
+    ),
     "cnn": models.CNNConfig(
         image=(1, 6, 6), blocks=(ConvBlock(channels=6, kernel=3, pool=2),), hidden=(16,), outputs=3
     ),
     "transformer": models.TransformerConfig(vocab=16, n_layer=2, d_model=16, d_head=8, d_mlp=32, n_ctx=8),
-}
+    "transformer of real numbers": models.TransformerConfig(
+        inputs=1, outputs=3, n_layer=1, d_model=16, d_head=8, d_mlp=32, n_ctx=3, norm=False, activation="relu",
+        bigram=False, init_std=0.25,
+    ),
+}  # fmt: skip
 
 REFUSED: dict[tuple[str, str], str] = {}  # (regime, kind of model) -> what the refusal says; none at present
 PAIRS = [(name, kind) for name in REGIMES for kind in CONFIGS if (name, kind) not in REFUSED]
@@ -44,6 +52,12 @@ class Toy:
             y = torch.randint(3, (32,), generator=g)
             bright = torch.eye(3).repeat_interleave(12, 1)[y]
             return (bright + 0.3 * torch.randn(32, 36, generator=g),), y
+        if self.kind == "mlp over an embedding":
+            ids = torch.randint(6, (32, 2), generator=g)
+            return (ids,), (ids[:, 0] - ids[:, 1]).sign() + 1
+        if self.kind == "transformer of real numbers":  # the sign of the last of three
+            x = torch.randn(32, 3, 1, generator=g)
+            return (x, torch.full((32,), 2)), x[:, 2, 0].sign().long() + 1
         start, by = torch.randint(16, (16, 1), generator=g), torch.randint(1, 3, (16, 1), generator=g)
         rows = (start + by * torch.arange(9)) % 16
         return (rows[:, :-1],), rows[:, 1:]

@@ -85,7 +85,9 @@ def build_dossier(
         base = float(losses(layout(*few.inputs), few).mean())
     effects = _effects(layout, few, losses, base)
     ranked = _told(layout, few, losses, kept)
-    told = ranked + [(s, i) for s, i in drawing.nodes if graph.site(s).kind == "embed"]
+    fixed = [(s, i) for s, i in drawing.nodes if graph.site(s).kind == "embed" and not graph.site(s).prunable]
+    place = {node: k for k, node in enumerate(drawing.nodes)}
+    told = sorted(ranked + fixed, key=place.__getitem__)  # site by site
     if not told:
         contexts, prompts, shown = {}, [], 0
     elif is_text:
@@ -157,10 +159,11 @@ def _draw(model: nn.Module, graph: Graph, circuit: Circuit, examples: Split) -> 
     kept = {s.name: circuit.nodes[s.name].nonzero().flatten().tolist() for s in graph.prunable}
     found: set[NodeId] = {(s, i) for s, indices in kept.items() for i in indices}
     found |= read
+    reached = frozenset(found)
     edges: list[dict[str, Any]] = []
     for e in links:
         for dst, src, w in _entries(model, circuit, e, answers, tokens):
-            if e.counts == "embedding" and (e.dst, dst) not in read:
+            if e.counts == "embedding" and (e.dst, dst) not in reached:
                 continue
             found |= {(e.src, src), (e.dst, dst)}
             edges.append({"src": _id(e.src, src), "dst": _id(e.dst, dst), "link": e.name, "weight": _short(w)})
@@ -211,11 +214,17 @@ def _telling_tokens(examples: Split) -> list[int]:
     has = (examples.pair >= 0).nonzero().flatten()
     if len(has) == 0:
         return []
-    partner, at = examples.pair[has], examples.inputs[1]
+    partner, at = examples.pair[has], _ends(examples)
     asked = torch.arange(x.shape[1], device=x.device)[None, :] <= torch.maximum(at[has], at[partner])[:, None]
     ids, counts = x[has][(x[has] != x[partner]) & asked].unique(return_counts=True)
     best = sorted(zip((-counts).tolist(), ids.tolist(), strict=True))[:INPUT_TOKENS]
     return sorted(i for _, i in best)
+
+
+def _ends(examples: Split) -> Tensor:
+    """The position [N] that is asked; the last one, where a model reads all tokens at once."""
+    tokens, *at = examples.inputs
+    return at[0] if at else torch.full((len(tokens),), tokens.shape[1] - 1)
 
 
 def _attends(model: nn.Module, nodes: Sequence[NodeId], graph: Graph) -> list[dict[str, str]]:
@@ -323,7 +332,7 @@ def _text_contexts(
     high, low = _Best(4 * top), _Best(4 * top)
     for at in range(0, len(text), batch):
         rows = text[at : at + batch]
-        acts = _columns(record(model, (rows,), sites), told)  # [B, T, N]
+        acts = _spread(_columns(record(model, (rows,), sites), told), rows)  # [B, T, N]
         high.add(acts, at)
         low.add(-acts, at)
     prompts, task_acts = _prompts(model, told, sites, examples, name_of)
@@ -392,8 +401,8 @@ def _prompts(
 ) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """The first PAIRS pairs of prompts up to their answer, and what the nodes send on them [T, N] each."""
     some = _some(examples, 2 * PAIRS)
-    tokens, ends = some.inputs[0], some.inputs[1].tolist()
-    acts = _columns(record(model, (tokens,), sites), told)  # asked at every position, not only at the answer's
+    tokens, ends = some.inputs[0], _ends(some).tolist()
+    acts = _spread(_columns(record(model, (tokens,), sites), told), tokens)  # at every position, not only the answer's
     prompts, out = [], []
     for k, end in enumerate(ends):
         begin = max(0, end + 1 - 6 * REACH)
@@ -446,6 +455,11 @@ def _vector_contexts(model: nn.Module, told: list[NodeId], examples: Split, top:
 def _peak(h: Tensor, site: Site) -> Tensor:
     """Activations [B, n]: of vectors as they are, of channels with maps [B, n, H, W] the largest on each map."""
     return h.movedim(site.axis, 1).flatten(2).amax(-1) if h.dim() > 2 else h
+
+
+def _spread(acts: Tensor, tokens: Tensor) -> Tensor:
+    """Activations [B, T, N]; a model that reads all tokens [B, T] at once sends the same [B, N] at each."""
+    return acts if acts.dim() == 3 else acts[:, None].expand(-1, tokens.shape[1], -1)
 
 
 def _columns(acts: Mapping[str, Tensor], told: Sequence[NodeId]) -> Tensor:

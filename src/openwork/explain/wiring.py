@@ -31,7 +31,7 @@ def build_wiring(
 
     coordinates    site -> one list per node, as `extra.bimt.coordinates` of a stored model has them
     strongest      how many edges are told at most, beside
-    of_vocabulary  those of embedding and unembedding, at most
+    of_vocabulary  those of the unembedding, at most
 
         sites    name, kind, layer, `at` (coordinates of each node) and `size` (sum of |w| of the node's edges; 0 where
                  it has none), of every site that a matrix reads or writes
@@ -40,7 +40,7 @@ def build_wiring(
         count    edges in all; threads: sites that carry on the same nodes, as sums do (the residual stream), as lists
     """
     graph = graph_of(model)
-    links = [e for e in graph.links if e.kind == "weight"]
+    links = [e for e in graph.links if e.kind == "weight" and e.counts != "embedding"]  # a table is no wire
     joined = {name for e in links for name in (e.src, e.dst)}
     sites = [s for s in graph.sites if s.name in joined]
     for s in sites:
@@ -55,7 +55,7 @@ def build_wiring(
         strength[number[e.dst]] += w.abs().sum(1)
         dst, src = w.nonzero(as_tuple=True)
         ends = (torch.full_like(src, number[e.src]), src, torch.full_like(dst, number[e.dst]), dst)
-        told.append((torch.stack(ends, 1), w[dst, src], e.counts in ("embedding", "unembedding")))
+        told.append((torch.stack(ends, 1), w[dst, src], e.counts == "unembedding"))
     parts = [_strongest(told, most, words) for most, words in ((strongest, False), (of_vocabulary, True))]
     edges = [[*at, x] for ends, w in parts for at, x in zip(ends.tolist(), _short(w), strict=True)]
     return {

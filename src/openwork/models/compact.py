@@ -130,12 +130,14 @@ class TransformerLayout(Layout):
             del self._begun[next(iter(self._begun))]
         return _Begun(inputs, tuple(sums), masks, [x[..., self.used]])
 
-    def read(self, site: str, x: Tensor, rest: Tensor, norm: nn.RMSNorm) -> Tensor:
+    def read(self, site: str, x: Tensor, rest: Tensor, norm: nn.Module) -> Tensor:
         """What the kept nodes of a read site send: [.., kept]."""
-        eps = norm.eps if norm.eps is not None else torch.finfo(x.dtype).eps
-        scale = torch.rsqrt((x.square().sum(-1) + rest) / self.transformer.config.d_model + eps)
         index = self.node_index[site]
-        h = x.index_select(-1, self.place[index]) * scale[..., None]
+        h = x.index_select(-1, self.place[index])
+        if not isinstance(norm, nn.RMSNorm):  # a model without norms
+            return self.blend(site, h)
+        eps = norm.eps if norm.eps is not None else torch.finfo(x.dtype).eps
+        h = h * torch.rsqrt((x.square().sum(-1) + rest) / self.transformer.config.d_model + eps)[..., None]
         if norm.weight is not None:
             h = h * norm.weight.detach()[index]
         return self.blend(site, h)
@@ -182,7 +184,7 @@ class _Matrix:
 
 class _MLPPart:
     def __init__(self, layout: TransformerLayout, name: str, block: MLPBlock) -> None:
-        self.layout, self.name, self.norm = layout, name, block.norm
+        self.layout, self.name, self.norm, self.bend = layout, name, block.norm, block.bend
         self.up = _Matrix(layout, f"{name}.in>{name}.act", block.up)
         self.down = _Matrix(layout, f"{name}.act>{name}.write", block.down)
         self.silent = not len(layout.node_index[f"{name}.write"])
@@ -191,7 +193,7 @@ class _MLPPart:
         if self.silent:
             return self.layout.write(f"{self.name}.write", x, x)
         h = self.layout.read(f"{self.name}.in", x, rest, self.norm)
-        a = self.layout.blend(f"{self.name}.act", F.gelu(self.up(h)))
+        a = self.layout.blend(f"{self.name}.act", self.bend(self.up(h)))
         return self.layout.write(f"{self.name}.write", x, self.down(a))
 
 

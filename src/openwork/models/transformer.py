@@ -4,7 +4,10 @@ RMSNorm, GELU, biases on every matrix of the blocks, untied embedding and unembe
 attention sink, a frozen bigram table added to the logits, optional AbsTopK at any node location. Every location where
 a node lives is a `Node` submodule, so that a site is a place in the module tree, and every matrix is a link.
 
-Shapes: B sequences, T positions, D residual channels, H heads, C = D channels of q, k and v, F neurons, V tokens.
+Other settings make the small transformers of the literature on algorithmic tasks: ReLU, no norms, real numbers instead
+of tokens at the input (read by a matrix in the place of the embedding), another number of outputs than of tokens.
+
+Shapes: B sequences, T positions, D residual channels, H heads, C = D channels of q, k and v, F neurons, V outputs.
 
 Departures from the released code, which are choices: q, k and v are three matrices (each is a link); positions are a
 learned table that can be switched off (the paper uses none); the bigram table is set from counts and never trained.
@@ -46,6 +49,13 @@ class TransformerConfig(BaseModel):
     sink: bool = False
     bigram: bool = True
     norm_gain: bool = True
+    norm: bool = Field(True, description="RMSNorm before every sublayer and the unembedding")
+    activation: Literal["gelu", "relu"] = "gelu"
+    init_std: float = Field(
+        0.02, gt=0, description="of fresh matrices; small models without norms want about 1/sqrt(d)"
+    )
+    inputs: int = Field(0, ge=0, description="width of real-valued inputs; 0 means token ids below `vocab`")
+    outputs: int = Field(0, ge=0, description="0 means one per token of the vocabulary")
     abstopk: float = Field(1.0, gt=0, le=1, description="share of entries that AbsTopK keeps per token; 1 is off")
     abstopk_at: tuple[Location, ...] = (
         "attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out",
@@ -57,10 +67,21 @@ class TransformerConfig(BaseModel):
             raise ValueError(f"d_model {self.d_model} is not a multiple of d_head {self.d_head}")
         return self
 
+    @model_validator(mode="after")
+    def _bigrams_are_of_tokens(self) -> TransformerConfig:
+        if self.bigram and (self.inputs or self.outputs):
+            raise ValueError("a bigram table needs tokens at both ends; set bigram=false beside inputs or outputs")
+        return self
+
     @property
     def neurons(self) -> int:
         """Neurons per block."""
         return self.d_mlp or 4 * self.d_model
+
+    @property
+    def logits(self) -> int:
+        """Outputs per position."""
+        return self.outputs or self.vocab
 
 
 class Attend(nn.Module):
@@ -101,7 +122,7 @@ class Attention(nn.Module):
 
     def __init__(self, c: TransformerConfig) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(c.d_model, elementwise_affine=c.norm_gain)
+        self.norm = _norm(c)
         self.read = _node(c, "attn_in", c.d_model)
         self.to_q = nn.Linear(c.d_model, c.d_model)
         self.to_k = nn.Linear(c.d_model, c.d_model)
@@ -123,15 +144,16 @@ class MLPBlock(nn.Module):
 
     def __init__(self, c: TransformerConfig) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(c.d_model, elementwise_affine=c.norm_gain)
+        self.norm = _norm(c)
         self.read = _node(c, "mlp_in", c.d_model)
         self.up = nn.Linear(c.d_model, c.neurons)
+        self.bend = {"gelu": F.gelu, "relu": F.relu}[c.activation]
         self.act = _node(c, "mlp_neuron", c.neurons)
         self.down = nn.Linear(c.neurons, c.d_model)
         self.write = _node(c, "mlp_out", c.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.write(self.down(self.act(F.gelu(self.up(self.read(self.norm(x)))))))
+        return self.write(self.down(self.act(self.bend(self.up(self.read(self.norm(x)))))))
 
 
 class Block(nn.Module):
@@ -148,9 +170,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens [B, T] to logits [B, T, V], or [B, V] at one position per sequence.
+    """Tokens [B, T] (or real numbers [B, T, inputs]) to logits [B, T, V], or [B, V] at one position per sequence.
 
-    Init as published: N(0, 0.02), matrices that write to the stream divided by sqrt(2 n_layer), biases zero.
+    Init as published: N(0, init_std), matrices that write to the stream divided by sqrt(2 n_layer), biases zero.
     """
 
     bigram: Tensor | None
@@ -158,27 +180,27 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embed = nn.Embedding(c.vocab, c.d_model)
+        self.embed = nn.Linear(c.inputs, c.d_model, bias=False) if c.inputs else nn.Embedding(c.vocab, c.d_model)
         self.positions = nn.Embedding(c.n_ctx, c.d_model) if c.positions else None
         self.stream = Node()
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
-        self.norm = nn.RMSNorm(c.d_model, elementwise_affine=c.norm_gain)
+        self.norm = _norm(c)
         self.read = Node()
-        self.unembed = nn.Linear(c.d_model, c.vocab, bias=False)
+        self.unembed = nn.Linear(c.d_model, c.logits, bias=False)
         self.register_buffer("bigram", torch.zeros(c.vocab, c.vocab) if c.bigram else None)
         self.table = Node()
         self.logits = Node()
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 writes = name.endswith(("attn.out.weight", "mlp.down.weight"))
-                nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * c.n_layer) if writes else 0.02)
+                nn.init.normal_(p, 0.0, c.init_std / math.sqrt(2 * c.n_layer) if writes else c.init_std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
     def forward(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """Logits of the next token.
 
-        tokens  [B, T] token ids, T at most n_ctx
+        tokens  [B, T] token ids, or real numbers [B, T, inputs]; T at most n_ctx
         at      [B] the position whose logits are wanted; without it, all positions
         """
         x = self.embed(tokens)
@@ -200,12 +222,14 @@ class Transformer(nn.Module):
     def graph(self) -> Graph:
         """Sites and links; residual reads are sums over everything written before them."""
         c = self.config
-        sites = [Site("tokens", c.vocab, "", "input", 0, prunable=False)]
+        given = "values" if c.inputs else "tokens"
+        sites = [Site(given, c.inputs or c.vocab, "", "input", 0, prunable=False)]
         links: list[Link] = []
         if c.positions:
             sites.append(Site("positions", c.n_ctx, "", "input", 0, prunable=False))
         sites.append(Site("embed", c.d_model, "stream", "embed", 1, prunable=False))
-        links.append(Link("tokens>embed", "tokens", "embed", "embed", (c.d_model, c.vocab), counts="embedding"))
+        shape = (c.d_model, c.inputs or c.vocab)
+        links.append(Link(f"{given}>embed", given, "embed", "embed", shape, counts="embedding"))
         if c.positions:
             shape = (c.d_model, c.n_ctx)
             links.append(Link("positions>embed", "positions", "embed", "positions", shape, counts="embedding"))
@@ -241,8 +265,8 @@ class Transformer(nn.Module):
         read("final.in", "read", "norm")
         if c.bigram:
             sites.append(Site("bigram", c.vocab, "table", "table", layer, prunable=False))
-        sites.append(Site("logits", c.vocab, "logits", "output", layer + 1, prunable=False))
-        shape = (c.vocab, c.d_model)
+        sites.append(Site("logits", c.logits, "logits", "output", layer + 1, prunable=False))
+        shape = (c.logits, c.d_model)
         links.append(Link("final.in>logits", "final.in", "logits", "unembed", shape, counts="unembedding"))
         if c.bigram:
             links.append(Link("bigram>logits", "bigram", "logits", "logits", (c.vocab,), kind="sum", counts="residual"))
@@ -255,3 +279,7 @@ class Transformer(nn.Module):
 
 def _node(c: TransformerConfig, location: Location, size: int) -> Node:
     return Node(share_of(size, c.abstopk) if location in c.abstopk_at else None)
+
+
+def _norm(c: TransformerConfig) -> nn.Module:
+    return nn.RMSNorm(c.d_model, elementwise_affine=c.norm_gain) if c.norm else nn.Identity()

@@ -14,13 +14,16 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from openwork.errors import UsageError, unknown
+from openwork.tasks.algorithmic import OPERATIONS, OperationData, make_operation_task, operation
 from openwork.tasks.cifar import CIFAR_TASKS, CifarData, load_cifar, make_cifar_task
 from openwork.tasks.corpus import Corpus, LanguageData, load_corpus
 from openwork.tasks.images import DIGIT_TASKS, digits_data, make_digit_task
 from openwork.tasks.jsonl import read_jsonl_task
 from openwork.tasks.mnist import MNIST_TASKS, MnistData, load_images, make_mnist_task
+from openwork.tasks.moons import MOON_TASKS, MoonData, make_moon_task
 from openwork.tasks.python_code import TASKS as PYTHON_TASKS
 from openwork.tasks.python_code import make_task
+from openwork.tasks.symbolic import FORMULAS, IN_CONTEXT, InContextData, SymbolicData, symbolic_data
 from openwork.tasks.task import Inputs, Task
 
 
@@ -88,8 +91,8 @@ class PythonSubject:
         return lambda token: self.corpus.decode([token])
 
 
-class ImageSubject(ABC):
-    """What subjects of images share: no text, and means that are taken over training batches."""
+class OwnDataSubject(ABC):
+    """What subjects that are no text share: means that are taken over training batches, and no text."""
 
     @abstractmethod
     def training_data(self, batch: int, seed: int) -> Any:
@@ -107,7 +110,7 @@ class ImageSubject(ABC):
         return None
 
 
-class DigitsSubject(ImageSubject):
+class DigitsSubject(OwnDataSubject):
     """Scikit-learn's 8x8 images of digits."""
 
     name = "digits"
@@ -126,7 +129,7 @@ class DigitsSubject(ImageSubject):
         return digits_data(seed, batch=batch)
 
 
-class CifarSubject(ImageSubject):
+class CifarSubject(OwnDataSubject):
     """Small colour images in the files of a folder."""
 
     name = "cifar10"
@@ -147,7 +150,7 @@ class CifarSubject(ImageSubject):
         return CifarData(self.folder, seed, batch)
 
 
-class MnistSubject(ImageSubject):
+class MnistSubject(OwnDataSubject):
     """Images of digits in the files of a folder."""
 
     name = "mnist"
@@ -168,6 +171,67 @@ class MnistSubject(ImageSubject):
         return MnistData(self.folder, seed, batch)
 
 
+class OperationSubject(OwnDataSubject):
+    """An operation on two elements, learned from part of its table; its pairs in words are the subject's text."""
+
+    def __init__(self, name: str, n_ctx: int) -> None:
+        self.name = name
+        self.operation = operation(name)
+        self.sequence = n_ctx > 0  # a transformer reads a, b, =; a perceptron has no context and reads a and b
+
+    def task_names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def task(self, name: str, n: int) -> Task:
+        if name != self.name:
+            raise unknown("task", name, self.task_names())
+        return make_operation_task(name, n, self.sequence)
+
+    def training_data(self, batch: int, seed: int) -> OperationData:
+        return OperationData(self.operation, seed, batch, self.sequence)
+
+    def text(self, n: int) -> Tensor | None:
+        [(inputs, _)] = self.training_data(1, 0).held_out("explain")
+        return inputs[0][:n]
+
+    def decode(self) -> Callable[[int], str] | None:
+        return lambda token: (*self.operation.symbols, "=")[token]
+
+
+class MoonSubject(OwnDataSubject):
+    """Points of two half circles in the plane."""
+
+    name = "two_moons"
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(MOON_TASKS)
+
+    def task(self, name: str, n: int) -> Task:
+        return make_moon_task(name, n)
+
+    def training_data(self, batch: int, seed: int) -> MoonData:
+        return MoonData()
+
+
+class RegressionSubject(OwnDataSubject):
+    """A formula, or the regression of an example in the context; values are told, not chosen, so it has no tasks."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def task_names(self) -> tuple[str, ...]:
+        return ()
+
+    def task(self, name: str, n: int) -> Task:
+        raise UsageError(
+            f"{self.name} is a regression: its models tell a value and choose no answer, so there are no tasks whose "
+            "circuits could be looked for."
+        )
+
+    def training_data(self, batch: int, seed: int) -> SymbolicData | InContextData:
+        return InContextData(seed, batch) if self.name == IN_CONTEXT else symbolic_data(self.name, seed)
+
+
 @dataclass(frozen=True)
 class SubjectKind:
     """What there is to know of a subject before it is opened.
@@ -176,12 +240,22 @@ class SubjectKind:
     tasks     name -> what is asked; none where there are no answers to choose from
     data      "": it brings its own; "corpus": a corpus is built for it; "folder": the user names a folder of files
     opener    the subject, from the folder of its data and the length of a model's context
+    batches   whether a training step sees some of the data; if not, it sees all
     """
 
     made_of: str
     tasks: Mapping[str, str]
     data: Literal["", "corpus", "folder"]
     opener: Callable[[Path, int], Subject]
+    batches: bool = True
+
+
+def _operation(name: str) -> Callable[[Path, int], Subject]:
+    return lambda _data, n_ctx: OperationSubject(name, n_ctx)
+
+
+def _regression(name: str) -> Callable[[Path, int], Subject]:
+    return lambda _data, _n_ctx: RegressionSubject(name)
 
 
 SUBJECTS: dict[str, SubjectKind] = {
@@ -189,6 +263,12 @@ SUBJECTS: dict[str, SubjectKind] = {
     "digits": SubjectKind("images", DIGIT_TASKS, "", lambda _data, _n_ctx: DigitsSubject()),
     "mnist": SubjectKind("images", MNIST_TASKS, "folder", lambda data, _n_ctx: MnistSubject(data)),
     "cifar10": SubjectKind("images", CIFAR_TASKS, "folder", lambda data, _n_ctx: CifarSubject(data)),
+    **{
+        name: SubjectKind("pairs of elements", {name: of.says}, "", _operation(name)) for name, of in OPERATIONS.items()
+    },
+    "two_moons": SubjectKind("points", MOON_TASKS, "", lambda _data, _n_ctx: MoonSubject(), batches=False),
+    **{name: SubjectKind("numbers", {}, "", _regression(name), batches=False) for name in FORMULAS},
+    IN_CONTEXT: SubjectKind("numbers", {}, "", _regression(IN_CONTEXT)),
 }
 
 

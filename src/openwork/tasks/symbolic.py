@@ -1,15 +1,17 @@
-"""Formulas to be learned as regressions: the symbolic tasks on which BIMT was shown (Liu, Gan, Tegmark 2023,
-arXiv 2305.08746), with numbers drawn uniformly from -1 to 1 and the mean squared error as loss.
+"""Regressions: the symbolic formulas and the in-context regression on which BIMT was shown (Liu, Gan, Tegmark 2023,
+arXiv 2305.08746), with the mean squared error as loss. The formulas' numbers are drawn uniformly from -1 to 1.
 
 Knows formulas and their data. Does not know models or methods. There are no questions with answers to choose from here,
-so these train models but are no subject whose circuits are searched.
+so models can be trained on these, but no circuits are searched in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,6 +77,56 @@ class SymbolicData:
         g = torch.Generator().manual_seed(3 * self.seed + part)
         x = torch.rand(self.n, self.formula.inputs, generator=g) * 2 - 1
         return (x,), self.formula.value(x)
+
+
+IN_CONTEXT = "in_context_regression"
+
+
+@dataclass(frozen=True)
+class InContextData:
+    """Sequences x1, y1, x2 of real numbers, from which y2 is to be told: y = w x with another w for every sequence.
+
+    The simplest in-context regression: what the model cannot know before, it has to read from the one example. The
+    published notebook's draws are not known to us; here w is uniform from -1 to 1, x of either sign and of a size
+    uniform from 0.5 to 1.5, so that y1 / x1 is always well-behaved.
+
+    n      sequences to learn from, and as many others per held-out split
+    size   sequences per step, drawn with replacement
+    """
+
+    seed: int = 0
+    size: int = 64
+    n: int = 10_000
+
+    def batch(self, step: int) -> tuple[Inputs, Tensor]:
+        """Sequences ([B, 3, 1], the position that is asked [B]) and values [B, 1]; a pure function of (seed, step)."""
+        x, y = _sequences(3 * self.seed, self.n)
+        rows = torch.from_numpy(np.random.default_rng([self.seed, step]).integers(0, self.n, self.size))
+        return _asked_last(x[rows]), y[rows]
+
+    def held_out(self, split: str) -> Iterable[tuple[Inputs, Tensor]]:
+        """The sequences of a split, in one batch."""
+        if split not in HELD_OUT:
+            raise unknown("split of a regression", split, HELD_OUT)
+        x, y = _sequences(3 * self.seed + HELD_OUT[split], self.n)
+        return [(_asked_last(x), y)]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error."""
+        return F.mse_loss(outputs, targets)
+
+
+@cache
+def _sequences(seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """x1, y1, x2 [n, 3, 1] and y2 [n, 1]."""
+    g = torch.Generator().manual_seed(seed)
+    w = torch.rand(n, 1, generator=g) * 2 - 1
+    x = (torch.rand(n, 2, generator=g) + 0.5) * (torch.randint(2, (n, 2), generator=g) * 2 - 1)
+    return torch.stack([x[:, :1], w * x[:, :1], x[:, 1:]], 1), w * x[:, 1:]
+
+
+def _asked_last(x: Tensor) -> Inputs:
+    return x, torch.full((len(x),), x.shape[1] - 1)
 
 
 def symbolic_data(name: str, seed: int = 0, n: int = 100) -> SymbolicData:

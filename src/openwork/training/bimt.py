@@ -5,9 +5,9 @@ Every node has coordinates in space, and what is added to the loss is
 
     price(step) * sum over links of ( R(|W| * (distance * D + l0)) + R(|b| * l0) )
 
-with D the Manhattan distance between the nodes that a weight joins and R the sum or the mean over a link. Every now and
-then nodes exchange places so that the same weights have shorter wires (see `relocation`). The regimes that the paper
-compares are settings of this one:
+with D the Manhattan distance between the nodes that a weight joins and R the sum or the mean over a link; the table E
+of an embedding has no length and adds R(|E| * l0). Every now and then nodes exchange places so that the same weights
+have shorter wires (see `relocation`). The regimes that the paper compares are settings of this one:
 
     none: dense - L1: distance=0 relocate=none - L1 + local: relocate=none - L1 + swap: distance=0 - BIMT: as it stands
     swap only: price=0 cut=0, a control: the places move, the weights are exactly those of dense
@@ -16,10 +16,9 @@ A node of a convolution is a channel: all weights of a kernel are as long as its
 image or map a weight looks costs nothing. In a transformer, as published: the queries, keys and values of an attention
 share one arrangement, in which a head's channels stay together and heads change places as wholes; all that adds up in
 the residual stream shares one arrangement, whose cost runs over every matrix of every layer that reads or writes the
-stream, embedding and unembedding too; the neurons of each MLP are free. None of this is a rule of its own here:
-`relocation.ties` reads it off the graph. Norms, attention and the bigram table join no two places and cost nothing. A
-vocabulary (tokens, positions, the answers of an unembedding) sits in the order of its numbers and moves only if the
-settings ask for it.
+stream, the unembedding too; the neurons of each MLP are free. None of this is a rule of its own here:
+`relocation.ties` reads it off the graph. Norms, attention and the bigram table join no two places and cost nothing. The
+answers of a vocabulary sit in the order of their numbers and move only if the settings ask for it.
 
 What L1 alone buys and what places buy are different things: compare `wire_length`, `edges` and the loss of several of
 these, not of BIMT and dense alone.
@@ -29,9 +28,12 @@ to follow, so other regimes may keep masks and gates of their own. The coordinat
 (`extra.bimt.coordinates`). Relocation always minimises what the wires cost with distance 1 in every layer, as the
 released code does where training leaves a layer's distance out; it also runs after the last step. The exchanges follow
 the node where the released code follows the place, which another node may hold by then. At the end weights up to `cut`
-become exact zeros, because an edge is a nonzero weight here. No outputs on a circle: they sit on a line or grid too. An
-embedding is a matrix like others, where the released code prices it without length. In a square or cube each head has a
-cell of its own.
+become exact zeros, because an edge is a nonzero weight here. No outputs on a circle: they sit on a line or grid too. In
+a square or cube each head has a cell of its own. The channels of an embedding of several operands have places of their
+own and move alone; the released code lays the operands' channels over one another and moves them together.
+
+The table of an embedding is looked up, which is no wire: it costs R(|E| * l0), as in the released code, and has no part
+in where channels go.
 
 Knows one model and the moments of training. Does not know data, losses or circuits.
 """
@@ -39,7 +41,7 @@ Knows one model and the moments of training. Does not know data, losses or circu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -109,7 +111,8 @@ class BIMT(Regime[BIMTSettings]):
         """Gives every node its first place. UsageError where a matrix joins nodes that share their places."""
         graph, s = graph_of(model), self.settings
         self._steps = steps
-        self._links = [e for e in graph.links if e.kind == "weight"]
+        self._links = [e for e in graph.links if relocation.is_wire(e)]
+        self._tables = [e.module for e in graph.links if e.counts == "embedding"]
         self._movable = relocation.movable(graph, s.move_inputs, s.move_outputs)
         self._outputs = {site.name for site in graph.sites if site.kind == "output"}
         self._axes = {e.name: weight_of(model.get_submodule(e.module)).dim() for e in self._links}
@@ -134,6 +137,10 @@ class BIMT(Regime[BIMTSettings]):
                 names.append(f"{e.name} bias")
                 costs.append(s.l0)
                 weights.append(bias)
+        for path in self._tables:
+            names.append(f"{path} table")
+            costs.append(s.l0)
+            weights.append(cast(Tensor, model.get_submodule(path).weight))
         for name, w in zip(names, weights, strict=True):
             if name not in self._slopes:
                 self._slopes[name] = torch.empty_like(w, requires_grad=False)

@@ -41,7 +41,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from openwork.errors import UsageError
-from openwork.graph import Graph
+from openwork.graph import Graph, Link
 from openwork.patching import graph_of, weight_of
 
 Costs = NDArray[np.float64]  # [node, spot]
@@ -93,11 +93,11 @@ class Places:
 
 
 def ties(graph: Graph) -> tuple[Tied, ...]:
-    """The sites of a graph by the arrangement that they share, in the order of their first site.
+    """The sites of a graph that have places, by the arrangement that they share, in the order of their first site.
 
-    Tied are the two ends of a link of kind "sum" (channel c goes to channel c), and a site with the one that it steers;
-    the latter's `group` is the block. UsageError where a matrix joins two sites of one arrangement: the cost is then no
-    sum over nodes, and nothing here holds.
+    Places have the two ends of every wire and what is tied to one. Tied are the two ends of a link of kind "sum"
+    (channel c goes to channel c), and a site with the one that it steers; the latter's `group` is the block. UsageError
+    where a matrix joins two sites of one arrangement: the cost is then no sum over nodes, and nothing here holds.
     """
     pairs = [(e.src, e.dst) for e in graph.links if e.kind == "sum"]
     groups = graph.groups(pairs + [(s.name, s.steers) for s in graph.sites if s.steers])
@@ -107,7 +107,8 @@ def ties(graph: Graph) -> tuple[Tied, ...]:
                 f"the regime bimt has no rule for the matrix {e.name}: the places of its two ends are one and the same."
             )
     block = {s.name: s.group or 1 for s in graph.sites}
-    return tuple(Tied(sites, max(block[s] for s in sites)) for sites in groups)
+    placed = {end for e in graph.links if is_wire(e) for end in (e.src, e.dst)}
+    return tuple(Tied(sites, max(block[s] for s in sites)) for sites in groups if not placed.isdisjoint(sites))
 
 
 def movable(graph: Graph, inputs: bool = False, outputs: bool | None = None) -> list[Tied]:
@@ -122,6 +123,11 @@ def movable(graph: Graph, inputs: bool = False, outputs: bool | None = None) -> 
     return found
 
 
+def is_wire(link: Link) -> bool:
+    """Whether a link's weights are wires, from one place to another. The table of an embedding is looked up instead."""
+    return link.kind == "weight" and link.counts != "embedding"
+
+
 @torch.no_grad()
 def wires_of(model: nn.Module, reduce: str = "sum") -> list[Wires]:
     """A model's weights as wires, each link's cost a "sum" or a "mean" over its weights.
@@ -132,7 +138,7 @@ def wires_of(model: nn.Module, reduce: str = "sum") -> list[Wires]:
     """
     out = []
     for e in graph_of(model).links:
-        if e.kind == "weight":
+        if is_wire(e):
             w = weight_of(model.get_submodule(e.module)).detach().abs()
             scale = 1.0 if reduce == "sum" else 1 / w.numel()
             out.append(Wires(e.src, e.dst, w.flatten(2).sum(-1) if w.dim() > 2 else w, scale))
@@ -170,10 +176,11 @@ def start(sizes: Mapping[str, int], dimensions: int, device: torch.device, tied:
 
 
 def start_of(model: nn.Module, dimensions: int = 1) -> Places:
-    """Every node of a model on the spot of its own number."""
+    """Every node of a model that has a place on the spot of its own number."""
     graph = graph_of(model)
-    sizes = {s.name: s.size for s in graph.sites}
-    return start(sizes, dimensions, next(model.parameters()).device, ties(graph))
+    tied = ties(graph)
+    sizes = {name: graph.site(name).size for t in tied for name in t.sites}
+    return start(sizes, dimensions, next(model.parameters()).device, tied)
 
 
 def wire_length_of(model: nn.Module, coordinates: Mapping[str, Any] | None = None, dimensions: int = 1) -> float:
