@@ -131,7 +131,7 @@ def page(found: dict[tuple[str, str, int], Settings]) -> str:
             rows.append([f"{regime} ({asked})" if asked else regime, *cells])
         said = (
             f"{shape[0].upper()}{shape[1:]}; {100 * operation.share:.0f} % of the {len(operation) ** 2:,} pairs to "
-            f"learn from; seeds {", ".join(map(str, SEEDS))}."
+            f"learn from; seeds {', '.join(map(str, SEEDS))}."
         )
         parts += [f"## {subject.replace('_', ' ')}", said, table(HEAD, rows), *NOTES.get(subject, ())]
     return "\n\n".join(parts) + "\n"

@@ -643,7 +643,7 @@ def as_markdown(result: Result) -> str:
         else f"One seed; {result['measure']} on the verify split, which nothing was chosen by.",
         f"*Nonzero* counts the weights that are stored as other than zero, of {total:,}; *> 1e-3* is the share that is"
         " larger than that in size." if total else "",
-        "*Wire length* is that of the nodes as the regime placed them, else of layers spread evenly over a line.",
+        "*Wire length*: nodes on lines, exchanged for the shortest wires by the same search in every model.",
         f'*Circuit edges*: the circuit of "{Path(circuit).stem}", the same search in every model, single edges pruned;'
         " where a search met no target, the mean is over those that did." if circuit != NO_CIRCUIT else "",
         "Seconds are those of training alone; peak memory is that of the process that trained"
