@@ -15,11 +15,12 @@ from torch import Tensor
 
 from openwork.errors import UsageError, unknown
 from openwork.tasks.algorithmic import OPERATIONS, OperationData, make_operation_task, operation
-from openwork.tasks.cifar import CIFAR_TASKS, CifarData, load_cifar, make_cifar_task
+from openwork.tasks.cifar import CIFAR_TASKS, CifarData, make_cifar_task
 from openwork.tasks.corpus import Corpus, LanguageData, load_corpus
+from openwork.tasks.image_files import ImageFileData
 from openwork.tasks.images import DIGIT_TASKS, digits_data, make_digit_task
 from openwork.tasks.jsonl import read_jsonl_task
-from openwork.tasks.mnist import MNIST_TASKS, MnistData, load_images, make_mnist_task
+from openwork.tasks.mnist import MNIST_TASKS, MnistData, make_mnist_task
 from openwork.tasks.moons import MOON_TASKS, MoonData, make_moon_task
 from openwork.tasks.python_code import TASKS as PYTHON_TASKS
 from openwork.tasks.python_code import make_task
@@ -129,46 +130,31 @@ class DigitsSubject(OwnDataSubject):
         return digits_data(seed, batch=batch)
 
 
-class CifarSubject(OwnDataSubject):
-    """Small colour images in the files of a folder."""
+class ImageFileSubject(OwnDataSubject):
+    """Images in the files of a folder, which are read, or refused, at once."""
 
-    name = "cifar10"
-
-    def __init__(self, data: Path) -> None:
-        self.folder = data.resolve()
-        load_cifar(self.folder)
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        tasks: Mapping[str, str],
+        make: Callable[[str, Path, int], Task],
+        data: type[ImageFileData],
+    ) -> None:
+        self.name, self.folder = name, folder.resolve()
+        self._tasks, self._make, self._data = tasks, make, data
+        data(self.folder).images()
 
     def task_names(self) -> tuple[str, ...]:
-        return tuple(CIFAR_TASKS)
+        return tuple(self._tasks)
 
     def task(self, name: str, n: int) -> Task:
         if name.endswith(".jsonl"):
             raise UsageError("a JSONL task is a task about text; this run was trained on images.")
-        return make_cifar_task(name, self.folder, n)
+        return self._make(name, self.folder, n)
 
-    def training_data(self, batch: int, seed: int) -> CifarData:
-        return CifarData(self.folder, seed, batch)
-
-
-class MnistSubject(OwnDataSubject):
-    """Images of digits in the files of a folder."""
-
-    name = "mnist"
-
-    def __init__(self, data: Path) -> None:
-        self.folder = data.resolve()
-        load_images(self.folder)
-
-    def task_names(self) -> tuple[str, ...]:
-        return tuple(MNIST_TASKS)
-
-    def task(self, name: str, n: int) -> Task:
-        if name.endswith(".jsonl"):
-            raise UsageError("a JSONL task is a task about text; this run was trained on images of digits.")
-        return make_mnist_task(name, self.folder, n)
-
-    def training_data(self, batch: int, seed: int) -> MnistData:
-        return MnistData(self.folder, seed, batch)
+    def training_data(self, batch: int, seed: int) -> ImageFileData:
+        return self._data(self.folder, seed, batch)
 
 
 class OperationSubject(OwnDataSubject):
@@ -250,6 +236,12 @@ class SubjectKind:
     batches: bool = True
 
 
+def _image_files(
+    name: str, tasks: Mapping[str, str], make: Callable[[str, Path, int], Task], data: type[ImageFileData]
+) -> SubjectKind:
+    return SubjectKind("images", tasks, "folder", lambda at, _n_ctx: ImageFileSubject(name, at, tasks, make, data))
+
+
 def _operation(name: str) -> Callable[[Path, int], Subject]:
     return lambda _data, n_ctx: OperationSubject(name, n_ctx)
 
@@ -261,8 +253,8 @@ def _regression(name: str) -> Callable[[Path, int], Subject]:
 SUBJECTS: dict[str, SubjectKind] = {
     "python": SubjectKind("Python source", {n: s.about for n, s in PYTHON_TASKS.items()}, "corpus", PythonSubject),
     "digits": SubjectKind("images", DIGIT_TASKS, "", lambda _data, _n_ctx: DigitsSubject()),
-    "mnist": SubjectKind("images", MNIST_TASKS, "folder", lambda data, _n_ctx: MnistSubject(data)),
-    "cifar10": SubjectKind("images", CIFAR_TASKS, "folder", lambda data, _n_ctx: CifarSubject(data)),
+    "mnist": _image_files("mnist", MNIST_TASKS, make_mnist_task, MnistData),
+    "cifar10": _image_files("cifar10", CIFAR_TASKS, make_cifar_task, CifarData),
     **{
         name: SubjectKind("pairs of elements", {name: of.says}, "", _operation(name)) for name, of in OPERATIONS.items()
     },
