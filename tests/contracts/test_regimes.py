@@ -20,6 +20,7 @@ from openwork.training import REGIMES, TrainResult, TrainSettings, make_regime, 
 
 CONFIGS = {
     "mlp": models.MLPConfig(inputs=12, hidden=(16, 16), outputs=3),
+    "mlp with one hidden layer": models.MLPConfig(inputs=12, hidden=(16,), outputs=3),
     "mlp over an embedding": models.MLPConfig(
         inputs=16, hidden=(24,), outputs=3, embedding=EmbeddingConfig(symbols=6, slots=2, width=8)
     ),
@@ -33,7 +34,10 @@ CONFIGS = {
     ),
 }  # fmt: skip
 
-REFUSED: dict[tuple[str, str], str] = {}  # (regime, kind of model) -> what the refusal says; none at present
+REFUSED = {  # (regime, kind of model) -> what the refusal says
+    ("clusterability", "mlp with one hidden layer"): "modules need two hidden layers",
+    ("gomory_hu", "mlp with one hidden layer"): "modules need two hidden layers",
+}
 PAIRS = [(name, kind) for name in REGIMES for kind in CONFIGS if (name, kind) not in REFUSED]
 
 
@@ -45,7 +49,7 @@ class Toy:
 
     def batch(self, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
         g = torch.Generator().manual_seed(step)
-        if self.kind == "mlp":
+        if self.kind in ("mlp", "mlp with one hidden layer"):
             x = torch.randn(32, 12, generator=g)
             return (x,), x[:, :3].argmax(1)
         if self.kind == "cnn":  # which third of the rows is bright
