@@ -202,6 +202,16 @@ def test_gates_per_head_drop_whole_heads_from_each_matrix(tmp_path: Path) -> Non
     assert len(whole) == 2 * 4 * 2 and not all(whole) and any(whole)
 
 
+def test_no_matrix_loses_its_last_gate_and_less_than_that_is_refused(tmp_path: Path) -> None:
+    """A column of the first hidden layer's weights counts 24, of the second 24 too, of the last 3: 51 of 936."""
+    model = trained(tmp_path / "a", regimes=(L0(L0Settings(density=0.06, group="neuron")),))
+    assert all(w.count_nonzero() > 0 for w in matrices(model).values())
+    fresh = models.build(CONFIGS["mlp"], seed=0)
+    with pytest.raises(UsageError, match=r"leaves 47 of 936 weights, but .* 51 already .*ask for 0\.054 or more"):
+        L0(L0Settings(density=0.05, group="neuron")).prepare(fresh, 10)
+    assert not any(parametrize.is_parametrized(m) for m in fresh.modules()), "what is refused is left as it was"
+
+
 def test_gates_per_head_need_heads(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no attention heads"):
         trained(tmp_path, "mlp", (L0(L0Settings(group="head")),))

@@ -18,8 +18,9 @@ loss + multiplier * expected density, the multiplier raised while the density is
 * its error is log(density / target), its step is per run and not per step, and a term proportional to the error damps
   it, for without that it overshoots; the target falls exponentially from 1, as in top-k;
 * for the last part of a run (`settle`) noise and gates end: their values move into the weights, exactly the asked
-  number of weights stays, those with the largest a (among equals the largest |w|), and these train on. So what little
-  the multiplier has missed is made up for by training, not by cutting a finished model.
+  number of weights stays, those with the largest a (among equals the largest |w|; in every matrix at least one gate, or
+  nothing would get through), and these train on. So what little the multiplier has missed is made up for by training,
+  not by cutting a finished model.
 
 Weight decay and its like fall on w, never on a. Gates learn faster than weights by a factor (`gate_lr`): at the
 weights' own rate they hardly move, and nothing is pruned.
@@ -143,19 +144,26 @@ class L0(Regime[L0Settings]):
         self._steps = steps
         self._sum, self._multiplier = 0.0, 0.0
         self._figures: dict[str, float] = {}
-        self._gates: list[HardConcrete] = []
         self._sizes: list[int] = []  # weights behind each gate of a matrix
         heads = _heads(model) if self.settings.group == "head" else {}
+        gates: list[tuple[nn.Module, str, HardConcrete]] = []
         for full_name, (module, name) in places(model).items():
             weight: Tensor = getattr(module, name)
             seen_as = tuple(weight.shape)
             shape = seen_as if self.settings.group == "weight" else _columns(weight)
-            seen_as, shape = heads.get(full_name, (seen_as, shape))
-            gate = HardConcrete(seen_as, shape, weight.device)
-            parametrize.register_parametrization(module, name, gate)
-            self._gates.append(gate)
-            self._sizes.append(weight.numel() // gate.log_alpha.numel())
+            gates.append((module, name, HardConcrete(*heads.get(full_name, (seen_as, shape)), weight.device)))
+            self._sizes.append(weight.numel() // gates[-1][2].log_alpha.numel())
+        self._gates = [gate for _, _, gate in gates]
         self._total = sum(n * g.log_alpha.numel() for g, n in zip(self._gates, self._sizes, strict=True))
+        asked, least = self.settings.density * self._total, sum(self._sizes)
+        if self.settings.price is None and asked < least:
+            raise UsageError(
+                f"l0.density {self.settings.density:g} leaves {asked:.0f} of {self._total} weights, but with one gate "
+                f"open in each matrix there are {least} already (l0.group={self.settings.group}): ask for "
+                f"{least / self._total:.2g} or more, or for smaller groups."
+            )
+        for module, name, gate in gates:
+            parametrize.register_parametrization(module, name, gate)
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The gates: faster than weights, and without weight decay."""
@@ -248,8 +256,12 @@ class L0(Regime[L0Settings]):
     def _chosen(self, size: Tensor) -> Tensor:
         """Mask [gates] of the gates whose weights stay, all matrices in one row; size [gates] tells equals apart."""
         a = torch.cat([g.log_alpha.flatten() for g in self._gates])
+        counts = [g.log_alpha.numel() for g in self._gates]
         if self.settings.price is not None:
             return noiseless_gate(a) > 0
+        for part, sizes in zip(a.split(counts), size.split(counts), strict=True):
+            best = part == part.max()
+            part[torch.where(best, sizes, -1.0).argmax()] = torch.inf  # no matrix loses its last gate
         order = torch.argsort(size, descending=True, stable=True)
         order = order[torch.argsort(a[order], descending=True, stable=True)]
         behind = [torch.full_like(g.log_alpha, n).flatten() for g, n in zip(self._gates, self._sizes, strict=True)]
