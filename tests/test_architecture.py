@@ -22,7 +22,7 @@ FLOORS = {
     "tools": {"patching", "structure", "gomory_hu", "store", "workers"},
     "subjects": {"tasks", "models"},
     "stages": {"training", "discover", "verify", "explain", "views", "export"},
-    "above": {"presets", "runs", "bench", "compare", "cli", "__main__"},
+    "above": {"presets", "runs", "modules", "bench", "compare", "cli", "__main__"},
 }
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
 SAME_FLOOR = {"values", "tools", "above"}

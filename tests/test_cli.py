@@ -142,6 +142,11 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
             ("discover_run", (Path("runs/a"), "t.jsonl", "other", 0.3, 2, ("calibrate=true",))),
         ),
         ("verify runs/a --circuit c --seed 4", ("verify_run", (Path("runs/a"), "c", 4))),
+        ("modules runs/a", ("modules_run", (Path("runs/a"), None, None, 20, 0))),
+        (
+            "modules runs/a --modules 3 --partition spectral --draws 50 --seed 2",
+            ("modules_run", (Path("runs/a"), 3, "spectral", 50, 2)),
+        ),
         ("show runs/a", ("show_run", (Path("runs/a"),))),
         ("view runs/a", ("view_run", (Path("runs/a"),))),
     ],
@@ -164,6 +169,7 @@ def test_the_bench_takes_what_the_command_line_passes() -> None:
         ("list_tasks", (None,)),
         ("discover_run", (Path("o"), "t", "masks", 0.15, 0, (), progress)),
         ("verify_run", (Path("o"), "c", 0, progress)),
+        ("modules_run", (Path("o"), 4, "blocks", 20, 0, progress)),
         ("show_run", (Path("o"),)),
         ("view_run", (Path("o"), progress)),
     ):
@@ -283,6 +289,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         ("verify runs/a", "--circuit"),
         ("show", "RUN"),
         ("view a b", '"b" is more than'),
+        ("modules", "RUN"),
+        ("modules a --modules 1", "greater than or equal to 2"),
+        ("modules a --partition spectrl", 'Nearest: "spectral"'),
+        ("modules a --draws 1", "greater than or equal to 2"),
     ],
 )
 def test_wrong_usage_is_one_clear_message(
@@ -397,6 +407,18 @@ def test_tables_show_any_plain_result(capsys: pytest.CaptureFixture[str]) -> Non
     assert [cell(v) for v in (True, None, 0.12345, 12345.6, 12345, "x", [])] == [
         "yes", "-", "0.123", "12,346", "12,345", "x", "none"
     ]  # fmt: skip
+
+
+def test_a_result_may_bring_several_tables_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from openwork.tables import show_result
+
+    wide = {f"column {i}": "x" * 30 for i in range(9)}
+    tables = {"first": [{"a": 1}], "second": [wide], "none": []}
+    show_result({"run": "runs/a", "key": "secret", "tables": tables, "notes": ["a [note]"], "tasks": [{"b": 2}]})
+    out = capsys.readouterr().out
+    assert out.index("first") < out.index("second") < out.index("a [note]") < out.index("run: runs/a")
+    assert "secret" not in out and "none" not in out
+    assert any(line.count("x" * 30) == 9 for line in out.splitlines()), "as wide as it has to be"
 
 
 def test_progress_is_silent_when_asked_and_plain_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

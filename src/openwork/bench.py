@@ -23,6 +23,7 @@ from openwork import stats, store
 from openwork.circuit import Evidence
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
+from openwork.modules import find_modules, load_modules, shown
 from openwork.patching import graph_of, weight_of
 from openwork.presets import DIGITS, PRESETS, QUOTES, DataSettings, Preset
 from openwork.progress import Progress
@@ -432,17 +433,35 @@ def verify_run(run: Path, circuit: str, seed: int, progress: Progress | None = N
     return checked
 
 
+def modules_run(
+    run: Path,
+    modules: int | None = None,
+    partition: str | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """What modules a trained model has, and whether they work apart; see `modules.find_modules`."""
+    job = Job("modules", find_modules, (run, modules, partition, draws, seed))
+    (found,) = map_jobs([job], 1, progress or Progress(False))
+    return shown(found)
+
+
 def view_run(run: Path, progress: Progress | None = None) -> Result:
     """Writes the page of a run or comparison, laying out circuits that were not laid out yet.
 
-    A run whose training gave its nodes places, as bimt does, has a page without circuits too, and layout.svg beside it.
+    A run whose training gave its nodes places, as bimt does, has a page without circuits too, and layout.svg beside it;
+    so has a run whose modules were looked at.
     """
     comparison = (run / "run.yaml").exists() and read_yaml(run / "run.yaml").get("kind") == "comparison"
     if not comparison:
         opened = open_run(run)
         names = [n for n in opened.circuits() if (run / "circuits" / n / "circuit.json").exists()]
-        if not lay_out_network(run) and not names:
-            raise UsageError(f"{run} has no circuit yet; find one with: openwork discover {run} --task TASK")
+        if not lay_out_network(run) and not names and load_modules(run) is None:
+            raise UsageError(
+                f"{run} has no circuit yet; find one with: openwork discover {run} --task TASK, or its modules with: "
+                f"openwork modules {run}"
+            )
         map_jobs([Job(f"lay out {n}", lay_out, (run, n)) for n in names], 1, progress or Progress(False))
     page, drawing = build_page(run), run / "layout.svg"
     return {"run": str(run), "page": str(page), **({"drawing": str(drawing)} if drawing.exists() else {})}
@@ -457,6 +476,6 @@ def check_device(device: str) -> None:
 
 
 __all__ = [
-    "circuit_folder", "discover_run", "list_tasks", "run_digits", "run_quotes", "show_run", "train_run", "verify_run",
-    "view_run",
+    "circuit_folder", "discover_run", "list_tasks", "modules_run", "run_digits", "run_quotes", "show_run", "train_run",
+    "verify_run", "view_run",
 ]  # fmt: skip

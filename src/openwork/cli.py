@@ -37,6 +37,7 @@ EXAMPLES = {
     "tasks": "openwork tasks --run runs/a",
     "discover": "openwork discover runs/a --task single_double_quote --method masks",
     "verify": "openwork verify runs/a --circuit single_double_quote",
+    "modules": "openwork modules runs/a",
     "show": "openwork show runs/a",
     "view": "openwork view runs/a",
 }
@@ -186,6 +187,19 @@ class VerifyOptions(SeedOptions):
     circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
 
 
+class ModulesOptions(SeedOptions):
+    """openwork modules"""
+
+    modules: int | None = Field(
+        default=None, ge=2, description="How many; by default as many as training made, else by the largest eigengap."
+    )
+    partition: Literal["trained", "spectral", "blocks"] | None = Field(
+        default=None, description="Which modules: those that training left (the default where there are any), those of "
+        "the final weights, or contiguous equal blocks.",
+    )  # fmt: skip
+    draws: int = Field(default=20, ge=2, description="Random draws behind every null.")
+
+
 # -- the commands ----------------------------------------------------------------------------------------------------
 
 app = App(
@@ -300,6 +314,19 @@ def verify(run: Run, /, *, options: Annotated[VerifyOptions, Flat]) -> None:
         from openwork import bench
 
         return bench.verify_run(run, options.circuit, options.seed, progress)
+
+    execute(body, options)
+
+
+@command
+def modules(run: Run, /, *, options: Annotated[ModulesOptions, Flat] = ModulesOptions()) -> None:
+    """Take a model apart into modules, delete all weights between them, and see what is left and what each is for."""
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        o = options
+        return bench.modules_run(run, o.modules, o.partition, o.draws, o.seed, progress)
 
     execute(body, options)
 

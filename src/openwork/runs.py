@@ -7,6 +7,7 @@
     reference/      the mean of every node over the training mix (mean ablation), bound to the model's digest
     circuits/X/     circuit.json, tensors.safetensors, result.json, dossier.json
     controls/X/     result.json of searches that should fail
+    modules/        modules.json, and each module as a circuit: 0/, 1/, ... (see `modules`)
 
 Every function reads its inputs from folders and writes its result whole, so each can be rerun alone, and a result that
 was made with the same settings from the same model is not made again. Knows the stages by name and keeps the splits
@@ -422,9 +423,11 @@ def show_run(path: Path) -> Result:
         circuits.append({"circuit": name, "status": r["status"], **r["edge_pruned"], "evidence": evidence})
     header = store.files.read_model_header(path / "model")
     figures = store.read_json(path / "result.json") if (path / "result.json").exists() else {}
+    parts = path / "modules" / "modules.json"
+    said = {"modules": store.read_json(parts)["headline"]} if parts.exists() else {}
     return {
         "run": str(path), "subject": run.settings["subject"], "regimes": run.settings["regimes"],
-        "model": header["config"], "digest": header["digest"], "figures": figures, "circuits": circuits,
+        "model": header["config"], "digest": header["digest"], "figures": figures, "circuits": circuits, **said,
     }  # fmt: skip
 
 

@@ -19,9 +19,10 @@ Norms are not edges: their gain acts channel by channel, but their root mean squ
                 arXiv 2502.02470); by chance sum_c |U_c| |V_c| / (|U| |V|), about 1/k
     Q           (1/2m) sum_uv (A_uv - d_u d_v / 2m) [same module] (Newman and Girvan 2004)
 
-None of these says that a model works with its cross-module weights deleted: delete them and measure. C above all can
-be high while the few weights that cross carry what matters. n-cut and Q mean little without the same measure on
-shuffled weights (`against_shuffles`), for a partition that was fitted to noise looks modular too.
+None of these says that a model works with its cross-module weights deleted: delete them and measure (`without`). C
+above all can be high while the few weights that cross carry what matters. All three mean little without the same
+measure on shuffled weights (`against_shuffles`, `measured`), for a partition that was fitted to noise looks modular
+too.
 
 Departures: the published C clusters the rows and the columns of a matrix apart and pairs the clusters by their number,
 so that a block-diagonal matrix may score no better than chance; here both sides are clustered together (Dhillon 2001).
@@ -32,6 +33,7 @@ Knows weights as a graph. Does not know training, data or losses.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -52,6 +54,7 @@ PORTS = frozenset({"input", "output", "table"})  # kinds of site that all module
 SMALL = 200  # nodes up to which the dense solver is faster
 REGULAR = 0.1  # weight that `spectral` adds to every node, in mean degrees
 STARTS = 4  # random starts of k-means beside the one that needs no chance
+MOST = 12  # modules that `eigengap` considers
 
 Partition = Mapping[str, Tensor]  # site -> module of each node, int64 [size]
 Labels = NDArray[np.int64]  # module of each node of the weight graph, [count]
@@ -188,7 +191,7 @@ def spectral(graph: sparse.csr_array | Floats, k: int, seed: int = 0) -> Labels:
         labels[joined] = np.arange(len(joined))
     else:
         part = a[joined][:, joined]
-        vectors = _eigenvectors(part, k, seed)
+        vectors = _leading(part, k, seed)[1]
         rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         rng = np.random.default_rng(seed)
         starts = [_without_chance(vectors, rows), *(_spread(rows, k, rng) for _ in range(STARTS))]
@@ -203,6 +206,28 @@ def spectral(graph: sparse.csr_array | Floats, k: int, seed: int = 0) -> Labels:
     return labels
 
 
+def eigengap(graph: sparse.csr_array | Floats, most: int = MOST, seed: int = 0) -> int:
+    """How many modules a graph [n, n] has, 2 to `most`: the k with the largest gap between eigenvalues k and k + 1.
+
+    Eigenvalues of the regularised D^-1/2 A D^-1/2, from the largest down (eigengap heuristic: von Luxburg 2007, section
+    8.3). There is always an answer, also for noise: whether there are modules at all is for `measured` to say.
+    UsageError where fewer than three nodes have edges.
+    """
+    a = sparse.csr_array(graph, dtype=np.float64)
+    joined = np.flatnonzero(np.asarray(a.sum(axis=1)).ravel() > 0)
+    if len(joined) < 3:
+        raise UsageError(f"only {len(joined)} hidden nodes have edges between them: too few for modules.")
+    most = min(most, len(joined) - 1)
+    values = np.sort(_leading(a[joined][:, joined], most + 1, seed)[0])[::-1]
+    return int((values[1:-1] - values[2:]).argmax()) + 2
+
+
+def dealt(of: Wiring, labels: Labels, rng: np.random.Generator) -> Labels:
+    """A random partition of the same sizes, in every group of nodes by itself: its labels in random order."""
+    ends = np.cumsum((0, *of.groups))
+    return np.concatenate([rng.permutation(labels[a:b]) for a, b in zip(ends, ends[1:], strict=False)])
+
+
 def matched(labels: Labels, before: Labels, k: int) -> Labels:
     """The same modules, renamed so that most nodes keep the name they had before (Hungarian method)."""
     overlap = np.zeros((k, k), dtype=np.int64)
@@ -211,15 +236,15 @@ def matched(labels: Labels, before: Labels, k: int) -> Labels:
     return name[labels].astype(np.int64)
 
 
-def _eigenvectors(a: sparse.csr_array, k: int, seed: int) -> Floats:
-    """The k leading eigenvectors [n, k] of the regularised D^-1/2 A D^-1/2."""
+def _leading(a: sparse.csr_array, k: int, seed: int) -> tuple[Floats, Floats]:
+    """The k leading eigenvalues [k], ascending, and eigenvectors [n, k] of the regularised D^-1/2 A D^-1/2."""
     degree = np.asarray(a.sum(axis=1)).ravel()
     n = len(degree)
     added = REGULAR * degree.mean()
     scale: Floats = 1 / np.sqrt(degree + added)
     if n <= SMALL or k >= n - 1:
         dense = np.outer(scale, scale) * (a.toarray() + added / n)
-        return linalg.eigh(dense, subset_by_index=(n - k, n - 1))[1]
+        return linalg.eigh(dense, subset_by_index=(n - k, n - 1))
     scaled = sparse.csr_array(a.multiply(scale[:, None]).multiply(scale))
 
     def times(x: Floats) -> Floats:
@@ -228,7 +253,7 @@ def _eigenvectors(a: sparse.csr_array, k: int, seed: int) -> Floats:
 
     begin = np.random.default_rng(seed).normal(size=n)
     operator = LinearOperator((n, n), matvec=times, dtype=np.float64)  # type: ignore[call-arg]
-    return eigsh(operator, k, which="LA", tol=1e-4, v0=begin)[1]  # type: ignore[arg-type]
+    return eigsh(operator, k, which="LA", tol=1e-4, v0=begin)  # type: ignore[arg-type]
 
 
 def _without_chance(vectors: Floats, rows: Floats) -> Floats:
@@ -352,16 +377,20 @@ class Edge:
     weight: float
 
 
-def interface(of: Wiring, sizes: Mapping[str, Tensor], partition: Partition) -> list[Edge]:
-    """All edges that join two modules, the heaviest first."""
+def interface(of: Wiring, sizes: Mapping[str, Tensor], partition: Partition, most: int | None = None) -> list[Edge]:
+    """The edges that join two modules, the heaviest first: all, or the `most` heaviest, without listing the others."""
     edges = []
     for e in of.links:
         rows, columns = partition[e.dst].cpu(), partition[e.src].cpu()
         matrix = sizes[e.name].detach().cpu() * crossing(rows, columns)
-        for dst, src in matrix.nonzero().tolist():
+        at = matrix.flatten().nonzero().flatten()
+        if most is not None and len(at) > most:
+            at = matrix.flatten().topk(most).indices.sort().values
+        for place in at.tolist():
+            dst, src = divmod(place, matrix.shape[1])
             ends = (int(columns[src]), int(rows[dst]))
             edges.append(Edge(e.name, src, dst, ends, float(matrix[dst, src])))
-    return sorted(edges, key=lambda edge: -edge.weight)
+    return sorted(edges, key=lambda edge: -edge.weight)[:most]
 
 
 def cross_edges(of: Wiring, sizes: Mapping[str, Tensor], partition: Partition) -> int:
@@ -374,6 +403,25 @@ def cross_edges(of: Wiring, sizes: Mapping[str, Tensor], partition: Partition) -
         )
         for e in of.links
     )
+
+
+@torch.no_grad()
+def without(model: nn.Module, of: Wiring, gone: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a model without some of its edges: their weights are 0.
+
+    gone  link -> bool [dst, src]; of a convolution, whole kernels
+    """
+    less = copy.deepcopy(model)
+    for e in of.links:
+        weight = weight_of(less.get_submodule(e.module))
+        mask = gone[e.name].to(weight.device)
+        weight.masked_fill_(mask.view(*mask.shape, *[1] * (weight.dim() - 2)), 0)
+    return less
+
+
+def all_crossing(of: Wiring, partition: Partition) -> dict[str, Tensor]:
+    """Which entries of every matrix join two modules, link -> bool [dst, src]: for `without`."""
+    return {e.name: crossing(partition[e.dst], partition[e.src]) for e in of.links}
 
 
 # -- against chance ----------------------------------------------------------------------------------------------------
@@ -424,11 +472,70 @@ def against_shuffles(
     rng = np.random.default_rng(seed)
     plain = {e.name: sizes[e.name].detach().cpu() for e in of.links}
     found = [value({n: _shuffled(m, null, rng) for n, m in plain.items()}) for _ in range(shuffles)]
-    return Against(value(plain), float(np.mean(found)), float(np.std(found, ddof=1)) if shuffles > 1 else 0.0)
+    return _against(value(plain), found)
 
 
-def _shuffled(matrix: Tensor, null: str, rng: np.random.Generator) -> Tensor:
-    flat = matrix.numpy().ravel().copy()
-    at = np.flatnonzero(flat) if null == "values" else np.arange(len(flat))
+MEASURES = ("clusterability", "ncut", "modularity")
+
+
+def measures(of: Wiring, weights_: Mapping[str, Tensor], labels: Labels) -> dict[str, float]:
+    """C (mean over matrices), n-cut and Q of one partition, by the names of MEASURES."""
+    k = int(labels.max()) + 1
+    graph = adjacency(of, {name: size(w.detach()) for name, w in weights_.items()})
+    return {
+        "clusterability": float(mean_clusterability(of, weights_, of.partition(labels)).detach()),
+        "ncut": float(ncut(_contraction(graph, labels, k))),
+        "modularity": modularity(graph, labels),
+    }
+
+
+def expected(of: Wiring, labels: Labels) -> dict[str, float]:
+    """What MEASURES come to where modules mean nothing, every weight being as large as every other of its matrix.
+
+    C: mean of `chance` over matrices. n-cut: k - 1, for a module's share of what any node is joined to is its share
+    of all volume, and 1 minus these shares sum to k - 1. Q: 0. The last two hold on average over partitions.
+    """
+    partition, k = of.partition(labels), int(labels.max()) + 1
+    by_matrix = [chance(partition[e.dst], partition[e.src]) for e in of.links]
+    return {"clusterability": float(np.mean(by_matrix)), "ncut": float(k - 1), "modularity": 0.0}
+
+
+def measured(
+    of: Wiring,
+    weights_: Mapping[str, Tensor],
+    labels: Labels,
+    again: Callable[[sparse.csr_array], Labels],
+    null: Literal["values", "positions"] = "values",
+    shuffles: int = 50,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Against]:
+    """MEASURES of a partition, each beside what it is on shuffled weights that were partitioned `again`.
+
+    weights_  link -> [dst, src, ...]; a kernel moves as a whole
+    again     the partition of a shuffled weight graph: for one that was fitted to the weights, `spectral`; for one that
+              was not, itself
+    null      see `against_shuffles`
+    tick      called after every shuffle
+    """
+    plain = {e.name: weights_[e.name].detach().cpu() for e in of.links}
+    rng = np.random.default_rng(seed)
+    found: list[dict[str, float]] = []
+    for _ in range(shuffles):
+        now = {name: _shuffled(w, null, rng) for name, w in plain.items()}
+        found.append(measures(of, now, again(adjacency(of, {name: size(w) for name, w in now.items()}))))
+        tick()
+    own = measures(of, plain, labels)
+    return {m: _against(own[m], [f[m] for f in found]) for m in MEASURES}
+
+
+def _against(value: float, found: list[float]) -> Against:
+    return Against(value, float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else 0.0)
+
+
+def _shuffled(weight: Tensor, null: str, rng: np.random.Generator) -> Tensor:
+    """A weight [dst, src, ...] with its edges in random order, see `against_shuffles`."""
+    flat = weight.numpy().reshape(weight.shape[0] * weight.shape[1], -1).copy()
+    at = np.flatnonzero(flat.any(1)) if null == "values" else np.arange(len(flat))
     flat[at] = flat[rng.permutation(at)]
-    return torch.from_numpy(flat).view(matrix.shape)
+    return torch.from_numpy(flat).view(weight.shape)

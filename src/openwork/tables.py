@@ -27,17 +27,20 @@ OF_EVIDENCE = ("task", "model", "circuit", "claim", "verdict", "sentence")  # th
 def show_result(result: Record, to: Console | None = None) -> None:
     """Prints a result: its tables first, its single values last, where the eye ends up.
 
-    A result that brings a `table` of its own, under its `title`, is shown by that and by its `notes`: the rest of it is
-    the same figure by figure. Where no terminal sets a width, such a table is as wide as it has to be.
+    A result that brings a `table` of its own, under its `title`, or several `tables` by title, is shown by these and by
+    its `notes`: the rest of it is the same figure by figure. Where no terminal sets a width, such a table is as wide as
+    it has to be.
     """
     console = to or Console(highlight=False)
-    if _is_records(result.get("table")):
-        own = table(str(result.get("title", "")), result["table"])
-        if not console.is_terminal:
-            console.width = max(
-                console.width, Measurement.get(console, console.options.update(width=WIDEST), own).maximum
-            )
-        console.print(own)
+    if isinstance(result.get("tables"), Mapping):
+        for title, rows in result["tables"].items():
+            if _is_records(rows):
+                _print_wide(table(title, rows), console)
+        for note in result.get("notes", ()):
+            console.print(escape(note), soft_wrap=True)
+        result = {k: v for k, v in result.items() if k in ("run", "page")}
+    elif _is_records(result.get("table")):
+        _print_wide(table(str(result.get("title", "")), result["table"]), console)
         for note in result.get("notes", ()):
             console.print(escape(note), soft_wrap=True)
         result = {k: v for k, v in result.items() if k not in ("table", "title", "notes") and v not in (None, [])}
@@ -47,6 +50,12 @@ def show_result(result: Record, to: Console | None = None) -> None:
     for key, value in result.items():
         if not _is_records(value) and not isinstance(value, Mapping):
             console.print(f"{escape(_words(key))}: {escape(cell(value))}", soft_wrap=True)
+
+
+def _print_wide(own: Table, console: Console) -> None:
+    if not console.is_terminal:
+        console.width = max(console.width, Measurement.get(console, console.options.update(width=WIDEST), own).maximum)
+    console.print(own)
 
 
 def _show(title: str, value: Any, console: Console) -> None:

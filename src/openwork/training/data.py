@@ -80,3 +80,23 @@ def held_out_accuracy(model: nn.Module, data: TrainData, device: torch.device, s
             best = model(*(x.to(device) for x in inputs)).flatten(0, -2).argmax(-1)
             right, n = right + int((best == targets.to(device).flatten()).sum()), n + targets.numel()
     return right / n if n else None
+
+
+@torch.no_grad()
+def held_out_figures(
+    model: nn.Module, data: TrainData, device: torch.device, split: str = "verify"
+) -> tuple[float, float | None]:
+    """`held_out_loss` and `held_out_accuracy` at the price of one, for whoever judges a model many times."""
+    own, total, right, n = isinstance(data, OwnLoss), 0.0, 0, 0
+    with evaluating(model):
+        for inputs, targets in data.held_out(split):
+            targets = targets.to(device)
+            outputs = model(*(x.to(device) for x in inputs))
+            if isinstance(data, OwnLoss):
+                loss = data.loss(outputs.float(), targets)
+            else:
+                logits, wanted = outputs.float().flatten(0, -2), targets.flatten()
+                loss = F.cross_entropy(logits, wanted)
+                right += int((logits.argmax(-1) == wanted).sum())
+            total, n = total + float(loss) * targets.numel(), n + targets.numel()
+    return (total / n, None if own else right / n) if n else (math.nan, None)

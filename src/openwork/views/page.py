@@ -8,7 +8,8 @@ Knows folders of JSON. Does not know torch, models, tasks, or how a circuit was 
 
     a comparison     result.json, and one run folder per model: sparse/ dense/ dense_matched/ ...
     a run folder     circuits/<task>-<method>/ with circuit.json and, where there is one, dossier.json and result.json;
-                     layout.json, the network in space, which is drawn to layout.svg too
+                     layout.json, the network in space, which is drawn to layout.svg too;
+                     modules/modules.json, what modules the model has
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from markupsafe import Markup
 
 from openwork import files
 from openwork.errors import RunError, UsageError
-from openwork.views import wiring
+from openwork.views import modules, wiring
 from openwork.views.layout import Placed, place
 from openwork.views.words import (
     EDGE_PRUNED,
     MODELS,
+    MODULES,
     WIRING,
     Record,
     caveats,
@@ -57,6 +59,7 @@ from openwork.views.words import (
 HERE = Path(__file__).parent
 DOSSIER_VERSION = 1  # of dossier.json; newer ones are refused
 WIRING_VERSION = 1  # of layout.json
+MODULES_VERSION = 1  # of modules.json
 VERDICTS = {"holds": "yes", "fails": "no", "too little data": "open"}  # verdict -> its icon
 KINDS = {
     "read": "residual read",
@@ -110,18 +113,18 @@ class Shown:
 def build_page(run: Path) -> Path:
     """Writes page.html of a comparison or of a single run, and returns its path; layout.svg where layout.json is.
 
-    Refuses a folder that holds no result.json, no circuit and no layout.json.
+    Refuses a folder that holds no result.json, no circuit, no layout.json and no modules.
     """
     run = Path(run)
     if not run.is_dir():
         raise UsageError(f"there is no run folder {run}.")
     result = files.read_json(run / "result.json") if (run / "result.json").is_file() else {}
     circuits = [c for name, folder in _runs(run) for c in _circuits(name, folder)]
-    network = _network(run)
-    if not result and not circuits and not network:
+    network, parts = _network(run), _modules(run)
+    if not result and not circuits and not network and not parts:
         raise UsageError(f"{run} holds nothing to show: no result.json and no circuits; discover a circuit first.")
     path = run / "page.html"
-    html = _render(run, result, circuits, network)
+    html = _render(run, result, circuits, network, parts)
     files.write_text(path, html.encode("utf-8", "replace").decode())
     return path
 
@@ -212,6 +215,26 @@ def _network(run: Path) -> dict[str, Any] | None:
         raise RunError(f"{path} is damaged: {e!r}.") from e
     files.write_text(run / "layout.svg", alone.encode("utf-8", "replace").decode())
     return network
+
+
+def _modules(run: Path) -> dict[str, Any] | None:
+    """The modules as the page shows them; None where there are none. Refuses those of another model."""
+    path = run / "modules" / "modules.json"
+    result = _optional(path)
+    if not result:
+        return None
+    if result.get("version") != MODULES_VERSION:
+        raise RunError(
+            f"{path} has version {result.get('version')} and this openwork reads version {MODULES_VERSION}; "
+            f"write it again with: openwork modules {run}"
+        )
+    now = files.read_model_header(run / "model")["digest"] if (run / "model").is_dir() else result.get("model")
+    if result.get("model") != now:
+        raise RunError(f"{path} is about a model that is no longer here; write it again with: openwork modules {run}")
+    try:
+        return modules.section(result)
+    except (KeyError, TypeError, ValueError, IndexError, StopIteration) as e:
+        raise RunError(f"{path} is damaged: {e!r}.") from e
 
 
 # -- a circuit as a drawing --------------------------------------------------------------------------------------------
@@ -305,13 +328,13 @@ def _node_words(node: Record) -> str:
 # -- rendering ---------------------------------------------------------------------------------------------------------
 
 
-def _render(run: Path, result: Record, circuits: list[Shown], network: Record | None) -> str:
+def _render(run: Path, result: Record, circuits: list[Shown], network: Record | None, parts: Record | None) -> str:
     env = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     for filter_ in (number, percent, probability, interval, times, model_words, claim_words, task_words):
         env.filters[filter_.__name__] = filter_
-    sheets = ["page.css", *(["wiring.css"] if network else [])]
+    sheets = ["page.css", *(["wiring.css"] if network else []), *(["modules.css"] if parts else [])]
     style = "".join((HERE / sheet).read_text(encoding="utf-8") for sheet in sheets)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     tasks, blobs = _tasks(result, circuits)
@@ -323,6 +346,7 @@ def _render(run: Path, result: Record, circuits: list[Shown], network: Record | 
     seed = f"seed {result['seed']}" if "seed" in result else ""
     order = {m: k for k, m in enumerate(MODELS)}
     only_network = network is not None and not tasks
+    only_modules = parts is not None and not tasks and network is None
     return env.get_template("page.html.j2").render(
         policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
@@ -330,12 +354,19 @@ def _render(run: Path, result: Record, circuits: list[Shown], network: Record | 
         script=Markup(script),
         name=name,
         facts=[b for b in (preset, seed, duration(result.get("seconds")) if "tasks" in result else "") if b],
-        headline=f"{name} in space" if only_network else headline(result, name),
+        headline=f"{name} in space"
+        if only_network
+        else f"The modules of {name}"
+        if only_modules
+        else headline(result, name),
         ratio=result.get("ratio_geomean") if number(result.get("ratio_geomean")) != "–" else None,
         lede=WIRING
         if only_network
+        else MODULES
+        if only_modules
         else lede(result, result.get("subject") == "digits" or any(c.inputs == "vectors" for c in circuits)),
         network=network,
+        modules=parts,
         ratios=ratio_rows(result),
         caveats=caveats(result, names),
         columns=names,

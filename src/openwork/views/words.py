@@ -36,6 +36,10 @@ WIRING = (
     "Each node of this network has a place in space. Its way of training, BIMT, puts a price on the length of wires "
     "and moves nodes to where their wires are short. Every node is drawn where it ended up."
 )
+MODULES = (
+    "The hidden nodes of this network are shared out among modules. Whether these are parts that work by themselves is "
+    "seen by deleting every weight between them; what each is for, by leaving it alone on, and by turning it off."
+)
 
 Record = Mapping[str, Any]
 
