@@ -504,3 +504,13 @@ def test_tasks_of_text_are_columns(tmp_path: Path) -> None:
     found = find_modules(out, modules=2, draws=2)
     assert {c["task"] for c in found["tasks"]} == set(TASKS) and found["task"] == ""
     assert any(len(g["sites"]) > 1 for g in found["groups"])
+
+
+def test_a_regression_has_modules_but_no_tasks_to_ask_them_about(tmp_path: Path) -> None:
+    bench.train_run("independence", "clusterability", None, tmp_path / "r", 40, "smoke")
+    result = find_modules(tmp_path / "r", draws=2)
+    assert result["tasks"] == [] and "a loss of" in result["headline"] and "nats" not in result["headline"]
+    assert not any("only this module" in title for title, rows in result["tables"].items() if rows)
+    bench.view_run(tmp_path / "r")
+    page = (tmp_path / "r" / "page.html").read_text(encoding="utf-8")
+    assert "Cut apart" in page and "With only this module on" not in page

@@ -31,12 +31,13 @@ from openwork.patching import graph_of
 from openwork.runs import Result, Run, key_of, open_run
 from openwork.structure import Floats, Labels, Wiring
 from openwork.tables import cell
-from openwork.tasks.subjects import ImageSubject
+from openwork.tasks.subjects import OwnDataSubject
 from openwork.training.data import held_out_figures
 from openwork.verify.modules import Asked, hard_cut, on_off
 from openwork.workers import report
 
 VERSION = 1  # of modules.json
+CLASSES = 20  # of a task, at most, for each to be asked about by itself
 FOLDER, FIGURES = "modules", "modules.json"
 TRAINED = "trained"
 LEFT_BY = ("clusterability", "gomory_hu")  # regimes that leave a partition in the model's config.json
@@ -262,12 +263,13 @@ def _tree(between: Floats) -> list[Result]:
 
 
 def _asked(run: Run) -> list[tuple[Asked, str]]:
-    """What is asked of every module: of images each class of the main task, else every task; with the main task's name.
+    """What is asked of every module, with the main task's name: each class of the main task where the subject is no
+    text and its classes are few, else every task; nothing of a subject without tasks.
 
     Examples are those of the verify split.
     """
     names = run.subject.task_names()
-    if isinstance(run.subject, ImageSubject):
+    if names and isinstance(run.subject, OwnDataSubject) and len(run.task(names[0]).answers) <= CLASSES:
         task = run.task(names[0])
         split = task.split("verify")
         groups = {ALL: torch.arange(len(split))}
@@ -286,7 +288,7 @@ def headline(result: Mapping[str, Any]) -> str:
     accuracy = "accuracy_partitions" if c["accuracy_cut"] is not None else None
 
     def both(loss: float, share: float | None) -> str:
-        return f"{loss:.2f} nats" + (f" and {100 * share:.1f} % right" if share is not None else "")
+        return f"a loss of {loss:.2g}" if share is None else f"{loss:.2f} nats and {100 * share:.1f} % right"
 
     def null(of: str) -> str:
         share = c[f"accuracy_{of}"]["median"] if accuracy else None
@@ -343,11 +345,14 @@ def shown(result: Result) -> Result:
         "Min-cut tree over modules": result["tree"] or [],
     }
     outside, cells = far(result), 2 * len(result["tasks"])
-    notes = [
-        f"Number of modules: {result['chosen']}. Measured on the {result['split']} split.",
+    random_rows = (
         f"Random rows: median and range of {draws} random draws; those below a module are sets of as many nodes of "
         f"every layer. * marks an accuracy outside that range: {outside} of {cells}, by chance at most about "
-        f"{2 * cells / (draws + 1):.2g}.",
+        f"{2 * cells / (draws + 1):.2g}."
+    )
+    notes = [
+        f"Number of modules: {result['chosen']}. Measured on the {result['split']} split.",
+        *([random_rows] if cells else []),
         *([result["tree_note"]] if result["tree_note"] else []),
         result["headline"],
     ]
@@ -362,6 +367,8 @@ def group_name(sites: list[str]) -> str:
 def matrix(result: Mapping[str, Any], mode: str) -> list[Result]:
     """Per cent right: one line per module and one for random nodes beside it, a column per task; mode "on" or "off"."""
     cells = result["tasks"]
+    if not cells:
+        return []
     names = list(dict.fromkeys(c["task"] for c in cells))
     of = {(c["module"], c["task"]): c for c in cells}
     rows: list[Result] = [{"module": "whole", **{n: f"{100 * of[0, n]['whole_accuracy']:.0f}" for n in names}}]
