@@ -510,7 +510,7 @@ def test_a_regression_has_modules_but_no_tasks_to_ask_them_about(tmp_path: Path)
     bench.train_run("independence", "clusterability", None, tmp_path / "r", 40, "smoke")
     result = find_modules(tmp_path / "r", draws=2)
     assert result["tasks"] == [] and "a loss of" in result["headline"] and "nats" not in result["headline"]
-    assert not any("only this module" in title for title, rows in result["tables"].items() if rows)
+    assert not any("only this module" in title for title, rows in modules.shown(result)["tables"].items() if rows)
     bench.view_run(tmp_path / "r")
     page = (tmp_path / "r" / "page.html").read_text(encoding="utf-8")
     assert "Cut apart" in page and "With only this module on" not in page
