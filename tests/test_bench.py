@@ -182,3 +182,27 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_place(digits: tuple[Path, dic
     assert json.loads(end.stdout)["ratio_geomean"] == digits[1]["ratio_geomean"]
     assert circuits_of(out) == circuits_of(digits[0])
     assert not [p for p in out.rglob(".*") if p.name.endswith((".tmp", ".old"))]
+
+
+def test_regimes_combine_and_each_has_its_settings(tmp_path: Path) -> None:
+    result = bench.train_run(
+        "digits", "topk+dropout", 0.2, tmp_path / "r", 20, "smoke", settings=("dropout.neurons=0.3", "topk.floor=0")
+    )
+    assert result["density_achieved"] == pytest.approx(0.2, abs=1e-3)
+    regimes = files.read_yaml(tmp_path / "r" / "run.yaml")["regimes"]
+    assert list(regimes) == ["topk", "dropout"]
+    assert (regimes["topk"]["density"], regimes["topk"]["floor"], regimes["dropout"]["neurons"]) == (0.2, 0, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("regime", "density", "said"),
+    [
+        ("topk+drpout", None, 'Nearest: "dropout"'),
+        ("l1+l1", None, "named once"),
+        ("l1+dropout", 0.1, "l1\\+dropout has none"),
+        ("topk+l0", None, "do not compose: each decides alone"),
+    ],
+)
+def test_regimes_that_do_not_combine_are_refused(regime: str, density: float | None, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        bench.train_run("digits", regime, density, tmp_path / "r", 20, "smoke")

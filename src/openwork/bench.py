@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -331,24 +331,32 @@ def train_run(
 ) -> Result:
     """Trains one model into a run folder.
 
+    regime    a name, or several with + between them
+    density   goes to the regime that has one
     data      folder of the user's files, for subjects that have some; the run remembers it
-    settings  changes to the preset, each as "group.name=value"; groups: training, model, data, the regime's name and,
+    settings  changes to the preset, each as "group.name=value"; groups: training, model, data, the regimes' names and,
               for Python source, corpus
     """
     progress = progress or Progress(False)
     check_device(device)
     kind = subject_kind(task, data)
-    if regime not in REGIMES:
-        raise unknown("regime", regime, REGIMES)
-    if density is not None and regime not in with_density():
+    names = regime.split("+")
+    for name in names:
+        if name not in REGIMES:
+            raise unknown("regime", name, REGIMES)
+    if len(set(names)) < len(names):
+        raise UsageError(f"--regime {regime}: each regime may be named once.")
+    sparse = [name for name in names if name in with_density()]
+    if density is not None and not sparse:
         raise UsageError(f"--density is a setting of the regimes {', '.join(with_density())}; {regime} has none.")
     if corpus is not None and kind.data != "corpus":
         raise UsageError(f"--corpus is for --task python; {task} is made of {kind.made_of}.")
-    p, changes = changed_preset(task, preset, settings, (regime,))
-    options = ({"density": density} if density is not None else {}) | changes.get(regime, {})
+    p, changes = changed_preset(task, preset, settings, names)
+    given: dict[str, Result] = {name: {"density": density} for name in sparse if density is not None}
+    options = {name: given.get(name, {}) | changes.get(name, {}) for name in names}
     training = ({"steps": steps} if steps else {}) | changes.get("training", {})
     where = str(data.resolve()) if data else "data"
-    plan = training_plan(task, regime, p, where, training, options, seed, device)
+    plan = training_plan(task, p, where, training, options, seed, device)
     if kind.data == "folder":
         open_subject(task, out / where, 0)  # missing or damaged files are told before anything is written
     begin_run(out, plan.settings())
@@ -392,19 +400,21 @@ def changed_preset(task: str, preset: str, settings: Sequence[str], regimes: Seq
 
 
 def training_plan(
-    task: str, regime: str, p: Preset, where: str, training: Result, options: Result, seed: int, device: str
+    task: str, p: Preset, where: str, training: Result, regimes: Mapping[str, Result], seed: int, device: str
 ) -> Plan:
-    """One training of a preset under one regime; every setting is checked.
+    """One training of a preset; every setting is checked.
 
     where     the subject's data, seen from the run's folder
     training  changes to the preset's settings of the loop
-    options   changes to the regime's settings
+    regimes   name -> changes to the regime's settings
     """
-    training = (p.sparse if regime in with_density() else p.dense) | {"seed": seed, "snapshots": ()} | training
-    training = filled(TrainSettings, training, "settings of training")
-    options = {"topk": p.topk}.get(regime, {}) | options
-    options = filled(REGIMES[regime][1], options, f"settings of {regime}")
-    return Plan(task, where, p.model, training, {regime: options}, p.examples, seed, p.batch, device)
+    loop = p.sparse if any(name in with_density() for name in regimes) else p.dense
+    training = filled(TrainSettings, loop | {"seed": seed, "snapshots": ()} | training, "settings of training")
+    made = {
+        name: filled(REGIMES[name][1], {"topk": p.topk}.get(name, {}) | options, f"settings of {name}")
+        for name, options in regimes.items()
+    }
+    return Plan(task, where, p.model, training, made, p.examples, seed, p.batch, device)
 
 
 def discover_run(

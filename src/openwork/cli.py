@@ -124,7 +124,7 @@ class TrainOptions(TrainingOptions):
     regime: str = Field(
         default="topk",
         description="Way of training: dense, l1, l2, dropout, topk, rigl, l0, bimt, clusterability, gomory_hu, "
-        "weight_norm.",
+        "weight_norm; or several, as in l1+dropout.",
     )
     density: float | None = Field(
         default=None, gt=0, le=1, description="Share of weights that stay nonzero (regimes topk, rigl, l0)."

@@ -229,7 +229,7 @@ class _Where:
             options[dial.setting] = case.value
         training = ({"steps": self.steps} if self.steps else {}) | self.changes.get("training", {})
         where = str(self.data.resolve()) if self.data else f"{up}data"
-        return training_plan(self.task, case.regime, self.preset, where, training, options, case.seed, self.device)
+        return training_plan(self.task, self.preset, where, training, {case.regime: options}, case.seed, self.device)
 
     def setting(self, case: Case) -> str | None:
         """Where the dial stands, as "name=value"."""
