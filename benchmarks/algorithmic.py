@@ -49,15 +49,15 @@ REGIMES: dict[str, dict[str, tuple[Settings, Settings]]] = {
         ),
     },
     "modular_addition_113": {
-        "dense": ({}, {"steps": 1500, "lr": 2e-3, "weight_decay": 1.0}),
+        "dense": ({}, {"steps": 3000, "lr": 2e-3, "weight_decay": 1.0}),
         "l1": ({"price": 1e-5, "cut": 0.01}, {"steps": 3000, "lr": 2e-3, "decay_from": 0.7}),
         "topk": (
             {"density": 0.2, "anneal_from": 0.35, "anneal_until": 0.85},
-            {"steps": 3000, "lr": 2e-3, "weight_decay": 1.0, "decay_from": 0.85},
+            {"steps": 4500, "lr": 2e-3, "weight_decay": 1.0, "decay_from": 0.85},
         ),
         "l0": (
             {"density": 0.2, "anneal_until": 0.6},
-            {"steps": 3000, "lr": 2e-3, "weight_decay": 0.5, "decay_from": 0.8},
+            {"steps": 4500, "lr": 2e-3, "weight_decay": 0.5, "decay_from": 0.8},
         ),
     },
 }

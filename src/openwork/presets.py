@@ -257,8 +257,8 @@ SMALL: dict[str, dict[str, Preset]] = {
         PAIRS | {"steps": 8000, "lr": 3e-3, "decay_from": 0.85}, LATE, {"transformer": _one_layer(24)},
     ),
     "modular_addition_113": _small(
-        _one_layer(113), PAIRS | {"steps": 1500, "lr": 2e-3}, 0.2,
-        PAIRS | {"steps": 3000, "lr": 2e-3, "decay_from": 0.85}, LATE, {"mlp": _over_embedding(113)}, batch=1024,
+        _one_layer(113), PAIRS | {"steps": 3000, "lr": 2e-3}, 0.2,
+        PAIRS | {"steps": 4500, "lr": 2e-3, "decay_from": 0.85}, LATE, {"mlp": _over_embedding(113)}, batch=1024,
     ),
 }  # fmt: skip
 
