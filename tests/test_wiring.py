@@ -6,7 +6,6 @@ import copy
 import itertools
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +21,6 @@ from openwork.patching import graph_of
 from openwork.training.relocation import as_lists, start_of, wire_length_of
 from openwork.views import build_page, wiring
 
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 HOSTILE = "</svg><script>alert(1)</script><b title='"
 TRANSFORMER = models.TransformerConfig(vocab=20, n_layer=1, d_model=8, d_head=4, d_mlp=6, n_ctx=5)
 NS = "{http://www.w3.org/2000/svg}"
@@ -218,17 +216,6 @@ def test_damaged_data_are_one_sentence(run: Path, tmp_path: Path) -> None:
         build_page(tmp_path)
     changed()
     assert build_page(tmp_path).exists()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium found: apt-get install chromium")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
