@@ -128,8 +128,8 @@ def compare_regimes(
     circuit         name of the task whose circuit is looked for; "none"; None: the subject's first, where it has tasks
     equal_accuracy  what every regime should reach on the discover split in a second block: an accuracy, for regressions
                     a loss, or "auto", which goes by dense; None: no second block
-    settings        changes to the preset, each as "group.name=value"; groups: training, model, the regimes' names and,
-                    for Python source, corpus
+    settings        changes to the preset, each as "group.name=value"; groups: training, model, data, the regimes' names
+                    and, for Python source, corpus
 
     UsageError for wrong names and settings before anything is trained; RunError where no regime works at all.
     """
