@@ -15,7 +15,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 task = ow.make_digit_task("three_eight")
 reference = ow.mean_reference(model, (data.batch(step)[0] for step in range(20)))  # what an ablated node sends
-found = ow.learned_masks(model, reference, task.split("discover"), ow.MaskSettings(target=0.3, steps=100))
+found = ow.find(model, reference, task.split("discover"), "masks", target=0.3, steps=100)
 print(f"search: {found.status}, the whole model's loss is {found.full_loss:.3f} nats")
 
 if found.circuit is not None:

@@ -21,6 +21,7 @@ FLOORS = {
     "values": {"errors", "graph", "circuit", "stats", "files", "threads", "progress", "tables", "settings"},
     "tools": {"patching", "structure", "gomory_hu", "store", "workers"},
     "subjects": {"tasks", "models"},
+    "questions": {"patched_run"},
     "stages": {"training", "discover", "verify", "explain", "views", "export"},
     "above": {"presets", "runs", "modules", "bench", "compare", "cli", "__main__"},
 }
@@ -200,5 +201,5 @@ SUBJECT_TASKS Corpus CorpusSettings LanguageData Split Task build_corpus correct
 make_digit_task make_task read_jsonl_task
 MLP MODELS MLPConfig Transformer TransformerConfig build
 REGIMES L1 Dense TopK TopKSettings TrainSettings make_regime train
-METHODS MaskSettings learned_masks trim VERIFIERS Question build_dossier build_page
+METHODS MaskSettings find trim VERIFIERS Question build_dossier build_page
 """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from openwork import models, patching, store
 from openwork.circuit import Circuit
-from openwork.discover import MaskSettings, learned_masks, trim
+from openwork.discover import find, trim
 from openwork.errors import UsageError
 from openwork.explain.dossier import build_dossier
 from openwork.models.cnn import CNN, CNNConfig, ConvBlock
@@ -223,7 +223,7 @@ def colours(name: str, n: int, seed: int) -> Split:
 def test_the_planted_circuit_is_found_and_trimmed_to_its_kernels() -> None:
     model, truth = planted()
     split, reference = colours("discover", 40, 1), patching.zero_reference(model)
-    found = learned_masks(model, reference, split, MaskSettings(target=0.005, steps=150))
+    found = find(model, reference, split, "masks", target=0.005, steps=150)
     assert found.circuit is not None
     trimmed = trim(model, found.circuit, reference, split, 0.005)
     assert trimmed.circuit == truth and trimmed.one_minimal

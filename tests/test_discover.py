@@ -6,7 +6,8 @@ import torch
 
 from openwork import patching
 from openwork.circuit import Circuit
-from openwork.discover.masks import MaskSettings, calibrated, learned_masks
+from openwork.discover import find
+from openwork.discover.masks import calibrated
 from openwork.discover.trim import drop_dangling, trim
 from openwork.models import Transformer, TransformerConfig
 from openwork.tasks.task import Split, losses
@@ -120,7 +121,7 @@ def test_buckets_hold_every_example_once_and_give_the_same_losses() -> None:
 
 def test_masks_start_in_the_order_of_what_ablation_costs() -> None:
     model, split = planted_model(), examples("discover", 40, 3)
-    found = learned_masks(model, patching.zero_reference(model), split, MaskSettings(target=TARGET, steps=1))
+    found = find(model, patching.zero_reference(model), split, "masks", target=TARGET, steps=1)
     assert found.scores is not None
     wanted = circuit_of(model, PLANTED)
     n = sum(int(wanted.nodes[s.name].sum()) for s in model.graph().prunable)
@@ -134,7 +135,7 @@ def test_a_model_that_is_sure_of_itself_does_not_lose_its_circuit_in_the_search(
     with torch.no_grad():
         model.layers[-1].weight.mul_(10)
     reference = patching.zero_reference(model)
-    found = learned_masks(model, reference, split, MaskSettings(target=TARGET))
+    found = find(model, reference, split, "masks", target=TARGET)
     assert found.circuit is not None
     assert found.circuit.counts()["nodes"] <= circuit_of(model, PLANTED).counts()["nodes"] + 2
     assert loss_of(model, found.circuit, split) <= TARGET

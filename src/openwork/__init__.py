@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openwork.circuit import Circuit, Evidence, Explanation, Scores
-    from openwork.discover import METHODS, MaskSettings, learned_masks, trim
+    from openwork.discover import METHODS, MaskSettings, find, trim
     from openwork.errors import OpenworkError, RunError, UsageError
     from openwork.explain import build_dossier
     from openwork.graph import Graph, Link, Site
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {  # module -> its public names
     "circuit": "Circuit Evidence Explanation Scores",
-    "discover": "METHODS MaskSettings learned_masks trim",
+    "discover": "METHODS MaskSettings find trim",
     "errors": "OpenworkError RunError UsageError",
     "explain": "build_dossier",
     "graph": "Graph Link Site",

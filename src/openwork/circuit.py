@@ -75,35 +75,55 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Scores:
-    """A ranking of nodes: one float tensor [n] per site; larger means more worth keeping. Not yet a decision."""
+    """A ranking of nodes or of edges; larger means more worth keeping. Not yet a decision.
+
+    values  float tensors: site -> [n] ranks nodes, link -> [dst, src] or [n] ranks edges; never both kinds at once
+    unit    what a score is, e.g. "nats of loss"
+    """
 
     graph: Graph
     values: Mapping[str, Tensor]
     unit: str
     origin: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        sites, links = self.values.keys() & self.graph.by_site.keys(), self.values.keys() & self.graph.by_link.keys()
+        if len(sites) + len(links) < len(self.values) or (sites and links):
+            raise UsageError("scores rank either sites or links of their graph, and nothing else.")
+
+    @property
+    def of_edges(self) -> bool:
+        """Whether edges are ranked, not nodes."""
+        return bool(self.values.keys() & self.graph.by_link.keys())
+
     def above(self, threshold: float) -> dict[str, Tensor]:
-        """Node masks of everything scored above the threshold; sites without scores are kept whole."""
+        """Masks of everything scored above the threshold; sites without scores are kept whole."""
         return self._masks(lambda v: v > threshold)
 
     def top(self, k: int) -> dict[str, Tensor]:
-        """Node masks of the k best-scored nodes over all sites together; ties are broken by order in the graph."""
-        names = [s.name for s in self.graph.sites if s.name in self.values]
-        flat = torch.cat([self.values[n].flatten() for n in names])
-        k = max(0, min(k, flat.numel()))
+        """Masks of the k best-scored nodes (or edges) over all sites (or links); ties fall in the graph's order."""
+        names = self.names()
+        flat = torch.cat([self.values[n].flatten() for n in names]).cpu()
         keep = torch.zeros(flat.numel(), dtype=torch.bool)
-        keep[torch.argsort(flat, descending=True, stable=True)[:k].cpu()] = True
-        out = {s.name: torch.ones(s.size, dtype=torch.bool) for s in self.graph.sites}
-        at = 0
-        for n in names:
-            size = self.values[n].numel()
-            out[n] = keep[at : at + size]
-            at += size
-        return out
+        keep[torch.argsort(flat, descending=True, stable=True)[: max(0, k)]] = True
+        parts = keep.split([self.values[n].numel() for n in names])
+        return self._unranked() | {n: m.view(self.values[n].shape) for n, m in zip(names, parts, strict=True)}
+
+    def names(self) -> list[str]:
+        """The ranked sites or links, in the graph's order."""
+        items = self.graph.links if self.of_edges else self.graph.sites
+        return [x.name for x in items if x.name in self.values]
+
+    def circuit(self, masks: Masks, support: Masks, origin: Mapping[str, Any] | None = None) -> Circuit:
+        """The circuit of some of these nodes or edges (see `Circuit.from_nodes` and `Circuit.from_edges`)."""
+        make = Circuit.from_edges if self.of_edges else Circuit.from_nodes
+        return make(self.graph, masks, support, origin or self.origin)
+
+    def _unranked(self) -> dict[str, Tensor]:
+        return {} if self.of_edges else {s.name: torch.ones(s.size, dtype=torch.bool) for s in self.graph.sites}
 
     def _masks(self, decide: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        whole = {s.name: torch.ones(s.size, dtype=torch.bool) for s in self.graph.sites}
-        return whole | {n: decide(v).cpu() for n, v in self.values.items()}
+        return self._unranked() | {n: decide(v).cpu() for n, v in self.values.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +169,18 @@ class Circuit:
         """
         full = {s.name: nodes.get(s.name, torch.ones(s.size, dtype=torch.bool)).bool().cpu() for s in graph.sites}
         return Circuit(graph, full, induced_edges(graph, full, support), origin or {})
+
+    @staticmethod
+    def from_edges(graph: Graph, edges: Masks, support: Masks, origin: Mapping[str, Any] | None = None) -> Circuit:
+        """The circuit of some edges: its nodes are those on a path of kept edges from an input to the output.
+
+        edges    link -> bool of its mask's shape; a link that is left out is kept whole
+        support  link -> bool, where the model's weight is nonzero (see `patching.support`)
+        """
+        kept = {e.name: support[e.name].bool().cpu() for e in graph.links}
+        kept = {n: m & edges[n].bool().cpu() if n in edges else m for n, m in kept.items()}
+        nodes = connected(graph, kept)
+        return Circuit(graph, nodes, induced_edges(graph, nodes, kept), origin or {})
 
     @staticmethod
     def whole(graph: Graph, support: Masks) -> Circuit:
@@ -257,3 +289,40 @@ def induced_edges(graph: Graph, nodes: Masks, support: Masks) -> dict[str, Tenso
         ends = src & dst if e.kind == "sum" else dst[:, None] & src[None, :]
         edges[e.name] = ends & support[e.name].bool().cpu()
     return edges
+
+
+def leading_on(graph: Graph, edges: Masks, nodes: Masks | None = None) -> dict[str, Tensor]:
+    """The nodes from which a path of kept edges leads to a site that is not prunable; those sites stay as they are.
+
+    Nodes that steer others (queries and keys) have no edge to them: they lead on where a node of the group that they
+    steer does.
+
+    nodes  site -> bool [n] to begin with; by default all
+    """
+    alive = {s.name: nodes[s.name].clone() if nodes else torch.ones(s.size, dtype=torch.bool) for s in graph.sites}
+    for s in reversed(graph.sites):
+        if not s.prunable:
+            continue
+        leads = torch.zeros(s.size, dtype=torch.bool)
+        for e in graph.out_of(s.name):
+            kept = edges[e.name]
+            leads |= (kept & alive[e.dst]) if e.kind == "sum" else (kept & alive[e.dst][:, None]).any(0)
+        if s.steers:
+            leads |= alive[s.steers].view(-1, s.group).any(1).repeat_interleave(s.group)
+        alive[s.name] &= leads
+    return alive
+
+
+def connected(graph: Graph, edges: Masks) -> dict[str, Tensor]:
+    """The nodes on a path of kept edges from an input to the output; sites that are not prunable are kept whole."""
+    alive = {s.name: torch.ones(s.size, dtype=torch.bool) for s in graph.sites}
+    for s in graph.sites:
+        links = graph.into(s.name)
+        if not s.prunable or not links:
+            continue
+        reached = torch.zeros(s.size, dtype=torch.bool)
+        for e in links:
+            kept = edges[e.name]
+            reached |= (kept & alive[e.src]) if e.kind == "sum" else (kept & alive[e.src]).any(1)
+        alive[s.name] = reached
+    return leading_on(graph, edges, alive)

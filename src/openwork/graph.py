@@ -43,6 +43,7 @@ class Site:
     axis: int = -1
     steers: str = ""
     group: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,12 @@ def record(model: nn.Module, inputs: Inputs, sites: Iterable[str] | None = None)
 def zero_reference(model: nn.Module) -> dict[str, Tensor]:
     """Zero ablation: every ablated node sends 0."""
     device = next(model.parameters()).device
-    return {s.name: torch.zeros(s.size, device=device) for s in graph_of(model).sites}
+    sites = graph_of(model).sites
+    return {s.name: torch.zeros((s.size, s.width) if s.width else s.size, device=device) for s in sites}
 
 
 def mean_reference(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, Tensor]:
-    """Mean ablation: every ablated node sends its mean over these inputs and all their positions.
+    """Mean ablation: every ablated node sends its mean over these inputs and all their positions: [n] or [n, width].
 
     Sites that are an input of ids get the distribution of the ids. Computed in float64 sums: the order of batches
     does not show.
@@ -154,10 +155,17 @@ def mean_reference(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, Ten
 
 
 def _rows(h: Tensor, site: Site) -> Tensor:
-    """Activations as rows of nodes, [anything, n]; ids as one-hot rows."""
+    """Activations as rows of nodes, [anything, n] (or [anything, n, width]); ids as one-hot rows."""
+    if site.width:
+        return h.reshape(-1, site.size, site.width)
     if not h.is_floating_point():
         return F.one_hot(h.flatten(), site.size)
     return h.movedim(site.axis, -1).reshape(-1, site.size)
+
+
+def is_constant(site: Site, value: Tensor) -> bool:
+    """Whether a reference of a site is one value (or vector) per node, the same for every input."""
+    return value.shape == ((site.size, site.width) if site.width else (site.size,))
 
 
 def counterfactual_reference(model: nn.Module, other: Inputs) -> dict[str, Tensor]:
@@ -250,7 +258,10 @@ def _site_hook(
 
 
 def _along(x: Tensor, s: Site, like: Tensor) -> Tensor:
-    """A vector [n] shaped to broadcast along the site's node axis; full activations pass unchanged."""
+    """A mask or reference [n] shaped to broadcast along the site's node axis; full activations pass unchanged.
+
+    Vectors [n, width] are the last two axes of an activation already.
+    """
     if x.dim() == 1 and x.shape[0] == s.size and like.dim() > 1:
         shape = [1] * like.dim()
         shape[s.axis] = s.size
@@ -391,6 +402,7 @@ class Layout:
 def compact(model: nn.Module, circuit: Circuit, reference: Reference) -> Layout:
     """The circuit laid out to be run many times; by the model's own `compact` where it has one and can use it."""
     own = getattr(model, "compact", None)
-    constant = all(v.dim() == 1 for n, v in reference.items() if graph_of(model).site(n).module)
+    sites = graph_of(model).by_site
+    constant = all(is_constant(sites[n], v) for n, v in reference.items() if sites[n].module)
     layout = own(circuit, reference) if own is not None and constant else None
     return layout if layout is not None else Layout(model, circuit, reference)

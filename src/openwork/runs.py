@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from openwork import patching, store
 from openwork.circuit import Circuit, Evidence
-from openwork.discover import METHODS, Discovery, MaskSettings, trim
+from openwork.discover import Discovery, MaskSettings, find, schema_of, trim
 from openwork.errors import RunError, UsageError, unknown
 from openwork.explain.dossier import build_dossier
 from openwork.explain.wiring import VERSION as WIRING_VERSION
@@ -235,10 +235,7 @@ def find_circuit(
             answer throughout). Controls learn and choose on the same examples, which is all to their advantage.
     """
     run = open_run(path)
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    search, schema = METHODS[method]
-    asked = schema(**{**settings, "control": labels != "right"})
+    asked = schema_of(method)(**{**settings, "control": labels != "right"})
     task = run.task(task_name)
     slug = f"{Path(task.name).stem}-{method}"
     folder = path / "circuits" / slug if labels == "right" else path / "controls" / f"{slug}-{labels}"
@@ -251,7 +248,9 @@ def find_circuit(
         raise UsageError(f'the task "{task_name}" has no examples in its {" and no ".join(empty)} split.')
     discover, verify_split = (relabelled(task.split(s), labels, asked.seed) for s in ("discover", "verify"))
     label = name or f"{path.name} {task_name}"
-    found: Discovery = search(run.model, run.reference, discover, asked, lambda now, total: report(label, now, total))
+    found: Discovery = find(
+        run.model, run.reference, discover, method, asked, lambda now, total: report(label, now, total)
+    )
     result: Result = {
         "key": key, "task": task_name, "method": method, "labels": labels, "target": asked.target, "seed": asked.seed,
         "status": found.status, "full_loss": found.full_loss, "loss_reached": found.loss, "model": run.digest,
@@ -433,9 +432,7 @@ def show_run(path: Path) -> Result:
 
 def method_settings(method: str, **values: Any) -> Result:
     """Settings of a method with some values set, as plain data; a wrong one is refused in its own words."""
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    return checked(METHODS[method][1], values, f"settings of the method {method}").model_dump()
+    return checked(schema_of(method), values, f"settings of the method {method}").model_dump()
 
 
 __all__ = [

@@ -7,7 +7,7 @@ import torch
 
 from openwork import patching
 from openwork.circuit import Circuit
-from openwork.discover import METHODS, Discovery, trim
+from openwork.discover import METHODS, Discovery, SearchSettings, find, schema_of, trim
 from openwork.models import build
 from openwork.tasks.task import losses
 from planted import PLANTED, circuit_of, examples, planted_model
@@ -16,17 +16,18 @@ from subject_models import VARIANTS, hooks_on
 TARGET = 0.1
 
 
+def settings_of(method: str, **values: object) -> SearchSettings:
+    """Settings with those of these values that the method has: not every search has steps."""
+    schema = schema_of(method)
+    return schema(**{k: v for k, v in values.items() if k in schema.model_fields})  # type: ignore[arg-type]
+
+
 def search(method: str, seed: int = 0, target: float = TARGET, control: bool = False, labels: str = "") -> Discovery:
     model = planted_model()
     split = examples("discover", 60, 7)
     split = split.shuffled_labels(1) if labels == "shuffled" else split
-    find, settings = METHODS[method]
-    return find(
-        model,
-        patching.zero_reference(model),
-        split,
-        settings(target=target, seed=seed, steps=150, control=control),  # type: ignore[call-arg]
-    )
+    settings = settings_of(method, target=target, seed=seed, steps=150, control=control)
+    return find(model, patching.zero_reference(model), split, method, settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -58,8 +59,7 @@ def test_a_found_circuit_meets_the_target_on_the_examples_that_chose_it(method: 
 def test_nothing_is_left_on_the_model(method: str) -> None:
     model = planted_model()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    find, settings = METHODS[method]
-    find(model, patching.zero_reference(model), examples("discover", 20, 7), settings(steps=20))  # type: ignore[call-arg]
+    find(model, patching.zero_reference(model), examples("discover", 20, 7), method, settings_of(method, steps=20))
     assert hooks_on(model) == 0
     for name, p in model.named_parameters():
         assert p.requires_grad
@@ -102,8 +102,7 @@ def test_a_transformer_is_searched_and_trimmed_under_its_mean(method: str) -> No
     split = examples("discover", 12, 0)
     split = type(split)("discover", (tokens, at), answer, ((answer + 1) % 11)[:, None], split.pair, split.texts)
     reference = patching.mean_reference(model, [(tokens,)])
-    find, settings = METHODS[method]
-    found = find(model, reference, split, settings(target=0.69, steps=60, pairs=4))  # type: ignore[call-arg]
+    found = find(model, reference, split, method, settings_of(method, target=0.69, steps=60, pairs=4))
     assert found.circuit is not None
     trimmed = trim(model, found.circuit, reference, split, 0.69)
     assert trimmed.loss <= 0.69

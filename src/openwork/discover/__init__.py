@@ -3,14 +3,76 @@
 Does not know the split that will judge it, the kind of layer, or the true circuit.
 
 METHODS is the one list: a new method is a new file and one line here. A method is a function
-`(model, reference, split, settings) -> Discovery`.
+`(search, settings, progress) -> Scores | Circuit | Discovery`; wherever a name is taken, so is a callable of one's own,
+`(run, split) -> Scores | Circuit`.
 """
 
 from __future__ import annotations
 
-from openwork.discover.masks import Discovery, MaskSettings, learned_masks
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from openwork.discover.masks import MaskSettings, learned_masks
+from openwork.discover.search import (
+    Discovery,
+    Method,
+    OwnMethod,
+    Progress,
+    Search,
+    SearchSettings,
+    begin,
+    finish,
+)
 from openwork.discover.trim import trim
+from openwork.errors import unknown
+from openwork.patched_run import PatchedRun
+from openwork.patching import Reference
+from openwork.settings import checked
+from openwork.tasks.task import Split
 
-METHODS = {"masks": (learned_masks, MaskSettings)}
+METHODS: dict[str, tuple[Method, type[SearchSettings]]] = {
+    "masks": (learned_masks, MaskSettings),
+}
 
-__all__ = ["METHODS", "Discovery", "MaskSettings", "learned_masks", "trim"]
+
+def schema_of(method: str | OwnMethod) -> type[SearchSettings]:
+    """The schema of a method's settings; refuses an unknown name."""
+    if not isinstance(method, str):
+        return SearchSettings
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    return METHODS[method][1]
+
+
+def find(
+    model: nn.Module,
+    reference: Reference | str,
+    split: Split,
+    method: str | OwnMethod,
+    settings: SearchSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **values: Any,
+) -> Discovery:
+    """Looks for the circuit that does the task of a split.
+
+    reference  what nodes outside the circuit send: one value per node, or "counterfactual" or "resample"
+    split      examples to search on; they are halved, one half to learn, one to decide
+    method     one of METHODS, or a callable `(run, split) -> Scores | Circuit`
+    settings   of the method; or given one by one as keywords, e.g. `target=0.3`
+    """
+    schema = schema_of(method)
+    asked = settings if settings is not None else checked(schema, values, f"settings of the method {method}")
+    search = begin(PatchedRun(model, reference, asked.seed), split, asked)
+    if isinstance(method, str):
+        name, answer = method, METHODS[method][0](search, asked, progress)
+    else:
+        name, answer = getattr(method, "__name__", type(method).__name__), method(search.run, search.learn)
+    return finish(search, answer, {"method": name, "settings": asked.model_dump(), "split": split.name})
+
+
+__all__ = [
+    "METHODS", "Discovery", "MaskSettings", "Method", "OwnMethod", "Progress", "Search", "SearchSettings", "find",
+    "schema_of", "trim",
+]  # fmt: skip

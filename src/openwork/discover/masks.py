@@ -25,24 +25,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from openwork.circuit import Circuit, Masks, Scores
+from openwork.discover.search import Discovery, Progress, Search, SearchSettings
+from openwork.errors import UsageError
 from openwork.patching import Reference, compact, graph_of, patched, support
 from openwork.tasks.task import Split, losses
 
 
-class MaskSettings(BaseModel):
+class MaskSettings(SearchSettings):
     """Settings of the search. Losses in nats per example."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: float = Field(0.15, gt=0, description="task loss that the circuit must reach")
     steps: int = Field(200, ge=1)
     pairs: int = Field(16, ge=1, description="pairs of examples per step")
     lr: float = Field(0.04, gt=0)
@@ -56,31 +54,7 @@ class MaskSettings(BaseModel):
     price_cap: float = Field(30.0, ge=1, description="the price never exceeds this multiple of its start")
     clip: float = Field(1.0, gt=0)
     check_every: int = Field(10, ge=1)
-    control: bool = Field(
-        False, description="search where there should be nothing to find: choose on the examples tau was learned on"
-    )
     calibrate: bool = Field(False, description="fit scale and shift of the answers' logits before judging")
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """What a search found.
-
-    status     "ok", or "infeasible" when no mask met the target (then `circuit` is None)
-    loss       task loss on the half that chose the size, nats (where infeasible: the lowest running mean of the search)
-    full_loss  task loss of the whole model on that half
-    scores     the ranking behind the decision
-    log        what happened, step by step, as plain data
-    """
-
-    status: Literal["ok", "infeasible"]
-    circuit: Circuit | None
-    loss: float
-    full_loss: float
-    scores: Scores | None = None
-    log: tuple[dict[str, Any], ...] = ()
-    origin: dict[str, Any] = field(default_factory=dict)
 
 
 class _Step(torch.autograd.Function):
@@ -112,24 +86,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def learned_masks(
-    model: nn.Module,
-    reference: Reference,
-    split: Split,
-    settings: MaskSettings,
-    progress: Callable[[int, int], None] | None = None,
-) -> Discovery:
-    """The smallest node circuit that this search finds at the target loss.
-
-    reference  what nodes outside the circuit send, one vector per site
-    split      examples to search on; they are halved, one half to learn, one to choose the size
-    """
-    learn, choose = (split, split) if settings.control else split.halves()
+def learned_masks(search: Search, settings: MaskSettings, progress: Progress | None = None) -> Discovery:
+    """The smallest node circuit that this search finds at the target loss, under a fixed reference."""
+    model, reference = search.run.model, search.run.fixed
+    if reference is None:
+        raise UsageError("learned masks need a fixed reference: mean or zero, not one that belongs to each example.")
+    learn, choose = search.learn, search.choose
     with torch.no_grad():
         full = float(losses(model(*choose.inputs), choose).mean())
-    origin = {"method": "masks", "settings": settings.model_dump(), "split": split.name}
+    origin = {"method": "masks", "settings": settings.model_dump(), "split": search.split.name}
     judge = _Judge(model, reference, choose, settings.calibrate)
-    whole = _Judge(model, reference, split, settings.calibrate)
+    whole = _Judge(model, reference, search.split, settings.calibrate)
 
     def exact(nodes: Masks) -> float:
         unseen = judge(nodes)
@@ -153,7 +120,7 @@ def _learn(
     learn: Split,
     judge: Callable[[Masks], float],
     s: MaskSettings,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, list[dict[str, Any]]]:
     """Tau after the search, the smallest snapshot that met the target, and the log."""
     graph = graph_of(model)
@@ -299,4 +266,4 @@ def _bisect(scores: Scores, best: Masks, judge: Callable[[Masks], float], target
     return nodes
 
 
-__all__ = ["Discovery", "MaskSettings", "calibrated", "frozen", "learned_masks"]
+__all__ = ["MaskSettings", "calibrated", "frozen", "learned_masks"]

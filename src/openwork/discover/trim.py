@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from openwork.circuit import Circuit, induced_edges
+from openwork.circuit import Circuit, induced_edges, leading_on
 from openwork.patching import Layout, Reference, compact
 from openwork.tasks.task import Split, losses
 
@@ -181,21 +181,7 @@ def _element(layout: Layout, kind: str, entry: Entry) -> Entry:
 
 
 def drop_dangling(circuit: Circuit) -> Circuit:
-    """The circuit without prunable nodes from which no path of kept edges leads to a site that is not prunable.
-
-    Nodes that steer others (queries and keys) have no edge to them: they lead on where a node of the group that they
-    steer is alive.
-    """
+    """The circuit without prunable nodes from which no path of kept edges leads on to the output."""
     graph = circuit.graph
-    alive = {s.name: circuit.nodes[s.name].clone() for s in graph.sites}
-    for s in reversed(graph.sites):
-        if not s.prunable:
-            continue
-        leads = torch.zeros(s.size, dtype=torch.bool)
-        for e in graph.out_of(s.name):
-            kept = circuit.edges[e.name]
-            leads |= (kept & alive[e.dst]) if e.kind == "sum" else (kept & alive[e.dst][:, None]).any(0)
-        if s.steers:
-            leads |= alive[s.steers].view(-1, s.group).any(1).repeat_interleave(s.group)
-        alive[s.name] &= leads
+    alive = leading_on(graph, circuit.edges, circuit.nodes)
     return Circuit(graph, alive, induced_edges(graph, alive, circuit.edges), circuit.origin)

@@ -1,0 +1,145 @@
+"""A model that can be run on examples with parts of it ablated: all that a search for a circuit may touch.
+
+A reference is either fixed (zeros, means: one value per node) or a *kind* that belongs to the examples:
+
+    counterfactual  what the node sends on the example's counterpart (activation patching)
+    resample        what it sends on another example of the same split, drawn at random (resample ablation)
+
+Examples are run in parts of like length. Knows a model, a reference and splits. Does not know which part of the model
+is asked about, nor why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from openwork import patching
+from openwork.circuit import Circuit, Masks
+from openwork.errors import unknown
+from openwork.patching import Inputs, Reference
+from openwork.tasks.metrics import METRICS, Metric
+from openwork.tasks.task import Split
+
+Kind = Literal["counterfactual", "resample"]
+KINDS: tuple[str, ...] = get_args(Kind)
+LOSS = METRICS["loss"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some examples of a split that are run together.
+
+    index      places [K] of these examples in the split
+    split      the examples, without padding that none of them or of the others reaches
+    other      inputs of the examples whose activations are the reference; None where the reference is fixed
+    """
+
+    model: nn.Module
+    index: Tensor
+    split: Split
+    fixed: Reference | None
+    other: Inputs | None
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What ablated nodes send on these examples, per site."""
+        if self.other is None:
+            assert self.fixed is not None
+            return self.fixed
+        return patching.record(self.model, self.other)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """Logits [K, V] of the whole model."""
+        with torch.no_grad():
+            return self.model(*self.split.inputs)
+
+
+class PatchedRun:
+    """A model under one reference.
+
+    reference  a fixed one (site -> one value per node), or a kind: "counterfactual", "resample"
+    seed       of the order in which "resample" deals out the examples
+    """
+
+    def __init__(self, model: nn.Module, reference: Reference | str, seed: int = 0) -> None:
+        if isinstance(reference, str) and reference not in KINDS:
+            raise unknown("kind of reference", reference, KINDS)
+        self.model, self.reference, self.seed = model, reference, seed
+        self.graph = patching.graph_of(model)
+        self.support = patching.support(model)
+        self._parts: dict[tuple[int, int], tuple[Split, tuple[Part, ...]]] = {}
+
+    @property
+    def fixed(self) -> Reference | None:
+        """The reference where it is the same for every example, else None."""
+        return self.reference if isinstance(self.reference, Mapping) else None
+
+    def parts(self, split: Split, most: int = 3) -> tuple[Part, ...]:
+        """The examples of a split in at most `most` parts of like length; asked again, the same ones."""
+        key = (id(split), most)
+        if key not in self._parts:  # the split is held beside its parts, so that its id is not given to another
+            self._parts[key] = split, tuple(self._divide(split, most))
+        return self._parts[key][1]
+
+    def _divide(self, split: Split, most: int) -> list[Part]:
+        if self.fixed is not None:
+            return [Part(self.model, i, s, self.fixed, None) for i, s in split.buckets(most)]
+        if self.reference == "counterfactual":
+            split.counterfactual()  # refuses where there is none
+            other = split.pair
+        else:
+            other = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
+        if split.tight() is split:
+            inputs = tuple(x[other] for x in split.inputs)
+            return [Part(self.model, torch.arange(len(split)), split, None, inputs)]
+        tokens, at = split.inputs
+        reach = torch.maximum(at, at[other])
+        parts = []
+        for index in torch.argsort(reach, stable=True).chunk(most):
+            width = int(reach[index].max()) + 1
+            mine = replace(split.take(index), inputs=(tokens[index, :width], at[index]))
+            there = other[index]
+            parts.append(Part(self.model, index, mine, None, (tokens[there, :width], at[there])))
+        return parts
+
+    def logits(self, part: Part, nodes: Masks | None = None, edges: Masks | None = None) -> Tensor:
+        """Logits [K, V] with these masks (see `patching.patched`); they carry gradients where the masks do."""
+        with patching.patched(self.model, part.reference, nodes, edges):
+            return self.model(*part.split.inputs)
+
+    def values(
+        self, split: Split, nodes: Masks | None = None, edges: Masks | None = None, metric: Metric = LOSS
+    ) -> Tensor:
+        """A metric [N] of every example of a split, with these masks."""
+        out, places = [], []
+        for part in self.parts(split):
+            out.append(metric.of(self.logits(part, nodes, edges), part.split, part.whole))
+            places.append(part.index)
+        return torch.cat(out)[torch.cat(places).argsort()]
+
+    def of_circuit(self, split: Split, circuit: Circuit, metric: Metric = LOSS) -> Tensor:
+        """A metric [N] of a circuit alone, everything outside it at the reference; small where the model can be."""
+        layout = patching.compact(self.model, circuit, self.fixed) if self.fixed is not None else None
+        with torch.no_grad():
+            if layout is None:
+                return self.values(split, *patching.masks_of(self.model, circuit), metric)
+            parts = self.parts(split)
+            out = torch.cat([metric.of(layout(*p.split.inputs), p.split, p.whole) for p in parts])
+            return out[torch.cat([p.index for p in parts]).argsort()]
+
+    def loss(self, split: Split, circuit: Circuit | None = None) -> float:
+        """Mean task loss of a circuit alone in nats; without one, of the whole model."""
+        if circuit is not None:
+            return float(self.of_circuit(split, circuit).mean())
+        with torch.no_grad():
+            return float(self.values(split).mean())
+
+
+__all__ = ["KINDS", "LOSS", "Part", "PatchedRun"]
