@@ -19,7 +19,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # A room may import the rooms of earlier floors; rooms of one floor only where `SAME_FLOOR` says so.
 FLOORS = {
     "values": {"errors", "graph", "circuit", "stats", "files", "threads", "progress", "tables", "settings"},
-    "tools": {"patching", "structure", "gomory_hu", "store", "workers"},
+    "tools": {"patching", "structure", "gomory_hu", "store", "workers", "exchange"},
     "subjects": {"tasks", "models"},
     "questions": {"patched_run"},
     "stages": {"training", "discover", "verify", "explain", "views", "export"},

@@ -21,13 +21,15 @@ TARGET = 0.1
 
 def true_scores(run: PatchedRun, _split: Split) -> Scores:
     """A ranking of edges that puts the planted ones first."""
-    truth = circuit_of(run.model, PLANTED)  # type: ignore[arg-type]
-    values = {n: m.float() + 0.1 * torch.rand(m.shape) for n, m in truth.edges.items()}
+    truth, g = circuit_of(run.model, PLANTED), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
+    values = {n: m.float() + 0.1 * torch.rand(m.shape, generator=g) for n, m in truth.edges.items()}
     return Scores(run.graph, values, "belief")
 
 
 def test_a_method_of_ones_own_that_ranks_edges_is_decided_at_the_target() -> None:
     model, split = planted_model(), examples("discover", 60, 7)
+    with torch.no_grad():  # what the other neurons add is equal for both answers, but not edge by edge
+        model.layers[-1].weight[:, 2:] = 0  # type: ignore[index]
     found = find(model, patching.zero_reference(model), split, true_scores, target=TARGET)
     assert found.circuit == circuit_of(model, PLANTED)
     assert found.origin["method"] == "true_scores"

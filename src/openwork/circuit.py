@@ -314,13 +314,18 @@ def leading_on(graph: Graph, edges: Masks, nodes: Masks | None = None) -> dict[s
 
 
 def connected(graph: Graph, edges: Masks) -> dict[str, Tensor]:
-    """The nodes on a path of kept edges from an input to the output; sites that are not prunable are kept whole."""
+    """The nodes on a path of kept edges from an input to the output; sites that are not prunable are kept whole.
+
+    A site that no link enters is an input, unless others steer it: its nodes are reached where one of those is.
+    """
     alive = {s.name: torch.ones(s.size, dtype=torch.bool) for s in graph.sites}
     for s in graph.sites:
-        links = graph.into(s.name)
-        if not s.prunable or not links:
+        links, steering = graph.into(s.name), [t for t in graph.sites if t.steers == s.name]
+        if not s.prunable or not (links or steering):
             continue
         reached = torch.zeros(s.size, dtype=torch.bool)
+        for t in steering if not links else []:
+            reached |= alive[t.name].view(-1, t.group).any(1).repeat_interleave(t.group)
         for e in links:
             kept = edges[e.name]
             reached |= (kept & alive[e.src]) if e.kind == "sum" else (kept & alive[e.src]).any(1)
