@@ -23,7 +23,7 @@ FLOORS = {
     "subjects": {"tasks", "models"},
     "questions": {"patched_run"},
     "stages": {"training", "discover", "verify", "explain", "views", "export"},
-    "above": {"presets", "runs", "modules", "bench", "compare", "cli", "__main__"},
+    "above": {"own", "presets", "runs", "modules", "bench", "compare", "cli", "__main__"},
 }
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
 SAME_FLOOR = {"values", "tools", "above"}

@@ -30,6 +30,7 @@ from openwork.progress import Progress
 from openwork.runs import (
     Plan,
     Result,
+    begin_own_run,
     begin_run,
     check_circuit,
     circuit_folder,
@@ -41,6 +42,7 @@ from openwork.runs import (
     method_settings,
     open_run,
     show_run,
+    slug_of,
     train_plan,
 )
 from openwork.settings import assigned, filled
@@ -425,13 +427,17 @@ def discover_run(
     seed: int,
     settings: Sequence[str] = (),
     progress: Progress | None = None,
+    model: str | None = None,
 ) -> Result:
     """Looks for the circuit of a task in a trained model.
 
     settings  of the method, each as "name=value"
+    model     a user's own model, "module:function", for which the run folder is begun
     """
+    if model is not None:
+        begin_own_run(run, model, task)
     values = method_settings(method, **{"target": target, "seed": seed, **assigned(settings)})
-    label = f"discover {Path(task).stem}"
+    label = f"discover {slug_of(task)}"
     job = Job(label, find_circuit, (run, task, method, values, label))
     (found,) = map_jobs([job], 1, progress or Progress(False))
     return {"run": str(run), **found}

@@ -173,7 +173,10 @@ class TasksOptions(Options):
 class DiscoverOptions(SeedOptions):
     """openwork discover"""
 
-    task: str = Field(description="Name of a task (see openwork tasks) or a JSONL file of your own.")
+    task: str = Field(description="Name of a task (see openwork tasks), a JSONL file, or module:function of your own.")
+    model: str | None = Field(
+        default=None, description="Your own model, module:function; RUN is then a new folder, or one made this way."
+    )
     method: str = Field(default="masks", description="Way of searching.")
     target: float = Field(default=0.15, gt=0, description="Task loss in nats that the circuit has to reach.")
     settings: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True)] = Field(
@@ -301,7 +304,7 @@ def discover(run: Run, /, *, options: Annotated[DiscoverOptions, Flat]) -> None:
         from openwork import bench
 
         o = options
-        return bench.discover_run(run, o.task, o.method, o.target, o.seed, o.settings, progress)
+        return bench.discover_run(run, o.task, o.method, o.target, o.seed, o.settings, progress, o.model)
 
     execute(body, options)
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork import patching, store
+from openwork import own, patching, store
 from openwork.circuit import Circuit, Evidence
 from openwork.discover import Discovery, MaskSettings, find, schema_of, trim
 from openwork.errors import RunError, UsageError, unknown
@@ -62,6 +62,9 @@ class Run:
     @cached_property
     def model(self) -> nn.Module:
         """The trained model, ready for evaluation."""
+        if self.settings["subject"] == own.SUBJECT:
+            header = store.files.read_model_header(self.path / "model")
+            return own.own_model(self.settings["model"]["function"], header["digest"])
         return store.load_model(self.path / "model").eval()
 
     @cached_property
@@ -72,6 +75,8 @@ class Run:
     @cached_property
     def subject(self) -> Subject:
         """What the model was trained on."""
+        if self.settings["subject"] == own.SUBJECT:
+            return own.OwnSubject(self.settings["task"])
         n_ctx = int(self.settings["model"].get("n_ctx", 0))
         return open_subject(self.settings["subject"], self.path / self.settings["data"], n_ctx)
 
@@ -84,8 +89,14 @@ class Run:
         means = patching.mean_reference(self.model, self.subject.reference_inputs())
         with store.new_folder(folder) as temp:
             store.write_tensors(temp / "mean.safetensors", means)
-            store.write_json(temp / "reference.json", {"model": self.digest, "over": "the training mix"})
+            store.write_json(temp / "reference.json", {"model": self.digest, "over": self.reference_over})
         return means
+
+    @property
+    def reference_over(self) -> str:
+        """What the reference is, in words."""
+        own_data = self.settings["subject"] == own.SUBJECT
+        return "mean over the discover split" if own_data else "mean over the training mix"
 
     def task(self, name: str) -> Task:
         """A task of the run's subject, by name or as a JSONL file."""
@@ -152,6 +163,23 @@ def done(folder: Path, key: str) -> Result | None:
         return None
     result = store.read_json(at)
     return result if result.get("key") == key else None
+
+
+def begin_own_run(path: Path, model: str, task: str) -> None:
+    """Begins a run on a user's own model, or finds it begun; refuses a folder that holds a run of something else.
+
+    model, task  "module:function" of each (see `own`); later tasks may be others
+    """
+    if (path / "run.yaml").exists():
+        settings = read_yaml(path / "run.yaml")
+        have = settings.get("model") if settings.get("subject") == own.SUBJECT else None
+        if not isinstance(have, dict) or have.get("function") != model:
+            raise UsageError(f"{path} is a run of another model; give --model {model} a folder of its own.")
+        return
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} holds other files; name a new folder for the run.")
+    with store.new_folder(path) as temp:
+        store.write_yaml(temp / "run.yaml", own.begin_own(temp, model, task))
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -237,7 +265,7 @@ def find_circuit(
     run = open_run(path)
     asked = schema_of(method)(**{**settings, "control": labels != "right"})
     task = run.task(task_name)
-    slug = f"{Path(task.name).stem}-{method}"
+    slug = f"{slug_of(task_name)}-{method}"
     folder = path / "circuits" / slug if labels == "right" else path / "controls" / f"{slug}-{labels}"
     key = key_of(run.digest, method, asked.model_dump(), labels, task.digest())
     if (have := done(folder, key)) is not None:
@@ -267,12 +295,17 @@ def find_circuit(
         result["searched"] = found.circuit.counts()
         result["one_minimal"], result["trim_runs"] = by_edges.one_minimal, by_nodes.runs + by_edges.runs
         circuit = by_edges.circuit.with_origin(
-            **found.origin, model=run.digest, task=task_name, labels=labels, reference="mean over the training mix",
+            **found.origin, model=run.digest, task=task_name, labels=labels, reference=run.reference_over,
             trimmed="nodes, then edges", version=store.files.VERSION,
         )  # fmt: skip
     result |= {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     keep(folder, circuit if labels == "right" else None, {"result.json": result})
     return result
+
+
+def slug_of(task: str) -> str:
+    """What a task is called in the names of folders: its name, or that of its file or function."""
+    return Path(task).stem.rpartition(":")[2]
 
 
 def relabelled(split: Split, labels: str, seed: int) -> Split:
@@ -399,11 +432,13 @@ def list_tasks(path: Path | None) -> Result:
     if path is None:
         return {"tasks": rows}
     run = open_run(path)
-    mine = [r for r in rows if r["subject"] == run.subject.name]
+    mine: list[Result] = [r for r in rows if r["subject"] == run.subject.name]
+    if isinstance(run.subject, own.OwnSubject):
+        mine = [{"task": n, "subject": own.SUBJECT, "about": run.task(n).about} for n in run.subject.task_names()]
     for row in mine:
         split = run.task(row["task"]).split("verify")
         row |= {k: v for k, v in judged(run, None, split).items() if k in ("loss", "accuracy", "n")}
-        row["circuits"] = [c for c in run.circuits() if c.rpartition("-")[0] == row["task"]]
+        row["circuits"] = [c for c in run.circuits() if c.rpartition("-")[0] == slug_of(row["task"])]
     return {"run": str(path), "tasks": mine}
 
 
@@ -436,6 +471,6 @@ def method_settings(method: str, **values: Any) -> Result:
 
 
 __all__ = [
-    "MaskSettings", "Plan", "Run", "begin_run", "check_circuit", "figures_of", "find_circuit", "lay_out",
-    "lay_out_network", "list_tasks", "method_settings", "open_run", "show_run", "train_plan",
+    "MaskSettings", "Plan", "Run", "begin_own_run", "begin_run", "check_circuit", "figures_of", "find_circuit",
+    "lay_out", "lay_out_network", "list_tasks", "method_settings", "open_run", "show_run", "slug_of", "train_plan",
 ]  # fmt: skip
