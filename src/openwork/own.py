@@ -48,8 +48,8 @@ def imported(name: str, what: str) -> Callable[..., Any]:
         raise UsageError(f'the {what} "{name}": there is no module {module} in {here}.')
     if not (found.has_location and found.origin and here in Path(found.origin).resolve().parents):
         raise UsageError(
-            f'the {what} "{name}": {module} comes from {found.origin}, which is not below {here}; give the command in the '
-            "folder of your code."
+            f'the {what} "{name}": {module} comes from {found.origin}, which is not below {here}; give the '
+            "command in the folder of your code."
         )
     try:
         loaded = importlib.import_module(module)
@@ -92,10 +92,10 @@ def own_model(name: str, digest: str = "") -> nn.Module:
     return model
 
 
-def begin_own(path: Path, function: str, task: str) -> dict[str, Any]:
-    """What stands in run.yaml of a run on a user's own model, after the model was checked on the task's examples.
+def begin_own(function: str, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stands in run.yaml and in model/config.json of a run on a user's own model.
 
-    Also writes the model's header, `model/config.json`. UsageError with every fault of the model at once.
+    The model is checked on the task's examples first: UsageError with every fault of it at once.
     """
     model, examples = own_model(function), own_task(task).split("discover")
     problems = list(faults(model, tuple(x[:8] for x in examples.inputs)))
@@ -110,12 +110,11 @@ def begin_own(path: Path, function: str, task: str) -> dict[str, Any]:
         "format": files.MODEL, "version": files.VERSION, "config": {"kind": SUBJECT, "function": function},
         "digest": store.model_digest(model), "sha256": "", "extra": {},
     }  # fmt: skip
-    with store.new_folder(path / "model") as temp:
-        store.write_json(temp / "config.json", header)
-    return {
+    settings = {
         "kind": "run", "subject": SUBJECT, "data": "", "examples": 0, "regimes": {},
         "model": {"kind": SUBJECT, "function": function}, "task": task,
     }  # fmt: skip
+    return settings, header
 
 
 def faults(model: nn.Module, inputs: Inputs) -> Iterator[str]:
@@ -154,8 +153,7 @@ def faults(model: nn.Module, inputs: Inputs) -> Iterator[str]:
             (everything, whole, "with every edge kept the model does not give its own logits"),
             (Circuit.empty(graph), model(*other), "with every edge ablated it does not give the reference's logits"),
         ):
-            nodes = {s.name: circuit.nodes[s.name] for s in graph.sites if s.module and s.kind != "output"}
-            with patching.patched(model, reference, nodes, circuit.edges):
+            with patching.patched(model, reference, None, circuit.edges):  # by edges alone: no way round them is left
                 off = float((model(*inputs) - wanted).abs().max())
             if off > CLOSE * max(1.0, float(wanted.abs().max())):
                 yield f"{law} (off by {off:.2g}): a link or site is missing, or joins the wrong ones."

@@ -178,8 +178,11 @@ def begin_own_run(path: Path, model: str, task: str) -> None:
         return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path} holds other files; name a new folder for the run.")
+    settings, header = own.begin_own(model, task)
     with store.new_folder(path) as temp:
-        store.write_yaml(temp / "run.yaml", own.begin_own(temp, model, task))
+        store.write_yaml(temp / "run.yaml", settings)
+        (temp / "model").mkdir()
+        store.write_json(temp / "model" / "config.json", header)
 
 
 # -- training --------------------------------------------------------------------------------------------------------
