@@ -2,7 +2,8 @@
 
     after        a Circuit gains
     discover     its masks and `origin` (and Scores beside it, where the method ranks)
-    verify       `evidence`: sufficient, necessary, one_minimal, generalises, robust, controls; each with its null
+    verify       `evidence`: sufficient, necessary, one_minimal, generalises, robust, certified (ReLU perceptrons),
+                 controls; each with its null
     explain      `explanations`, each with its own held-out evidence
     views        nothing: they only read
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from openwork.discover.exact import ExactResult, exact_minimum
 from openwork.discover.masks import MaskSettings, learned_masks
 from openwork.discover.search import (
     Discovery,
@@ -73,6 +74,6 @@ def find(
 
 
 __all__ = [
-    "METHODS", "Discovery", "MaskSettings", "Method", "OwnMethod", "Progress", "Search", "SearchSettings", "find",
-    "schema_of", "trim",
+    "METHODS", "Discovery", "ExactResult", "MaskSettings", "Method", "OwnMethod", "Progress", "Search",
+    "SearchSettings", "exact_minimum", "find", "schema_of", "trim",
 ]  # fmt: skip

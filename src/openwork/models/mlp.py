@@ -9,6 +9,7 @@ Knows its own layers. Does not know data, regimes or circuits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from openwork.circuit import Circuit
 from openwork.graph import Graph, Link, Site
+from openwork.models.folded import Subsets, plain_perceptron
 from openwork.models.node import Node, share_of
 from openwork.patching import carry, weight_of
 
@@ -122,3 +125,7 @@ class MLP(nn.Module):
             shape = (c.inputs, c.embedding.symbols)
             links.insert(0, Link("tokens>embed", "tokens", "embed", "embed", shape, counts="embedding"))
         return Graph(tuple(sites), tuple(links))
+
+    def subsets(self, circuit: Circuit, reference: Mapping[str, Tensor]) -> Subsets | None:
+        """Many subsets of a circuit in one run; None where nodes do not act on their own (AbsTopK) or ids are read."""
+        return None if plain_perceptron(self) else Subsets(self, circuit, reference)
