@@ -10,7 +10,7 @@ from openwork import patching
 from openwork.circuit import Circuit, Scores
 from openwork.discover import find
 from openwork.errors import UsageError
-from openwork.patched_run import PatchedRun
+from openwork.patched_run import PatchedRun, another
 from openwork.tasks.metrics import METRICS
 from openwork.tasks.task import Split
 from planted import PLANTED, circuit_of, examples, planted_model
@@ -80,7 +80,7 @@ def test_the_empty_circuit_gives_the_other_examples_answer(kind: str) -> None:
     model, split = prompts(24)
     run = PatchedRun(model, kind, seed=3)
     empty = Circuit.empty(run.graph)
-    order = split.pair if kind == "counterfactual" else torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    order = split.pair if kind == "counterfactual" else another(split, 3)
     with torch.no_grad():
         wanted: Tensor = model(*split.inputs)[order]
     nodes = {s.name: empty.nodes[s.name] for s in run.graph.sites if s.module and s.kind != "output"}

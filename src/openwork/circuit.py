@@ -2,8 +2,7 @@
 
     after        a Circuit gains
     discover     its masks and `origin` (and Scores beside it, where the method ranks)
-    verify       `evidence`: sufficient, necessary, one_minimal, generalises, robust, certified (ReLU perceptrons),
-                 controls; each with its null
+    verify       `evidence`: one per claim (sufficient, necessary, ...: `verify.VERIFIERS`) and control, with its null
     explain      `explanations`, each with its own held-out evidence
     views        nothing: they only read
 

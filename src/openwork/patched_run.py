@@ -5,7 +5,8 @@ A reference is either fixed (zeros, means: one value per node) or a *kind* that 
     counterfactual  what the node sends on the example's counterpart (activation patching)
     resample        what it sends on another example of the same split, drawn at random (resample ablation)
 
-Examples are run in parts of like length. Knows a model, a reference and splits. Does not know which part of the model
+These stand position by position: where two examples differ in length, what is sent beyond the shorter one's end is what
+the network makes of padding. Examples are run in parts of like length. Knows a model, a reference and splits. Does not know which part of the model
 is asked about, nor why.
 """
 
@@ -89,24 +90,19 @@ class PatchedRun:
         return self._parts[key][1]
 
     def _divide(self, split: Split, most: int) -> list[Part]:
+        device = next(self.model.parameters()).device
         if self.fixed is not None:
-            return [Part(self.model, i, s, self.fixed, None) for i, s in split.buckets(most)]
+            return [Part(self.model, i, s.to(device), self.fixed, None) for i, s in split.buckets(most)]
         if self.reference == "counterfactual":
             split.counterfactual()  # refuses where there is none
-            other = split.pair
-        else:
-            other = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
-        if split.tight() is split:
-            inputs = tuple(x[other] for x in split.inputs)
-            return [Part(self.model, torch.arange(len(split)), split, None, inputs)]
-        tokens, at = split.inputs
-        reach = torch.maximum(at, at[other])
+        other = split.pair if self.reference == "counterfactual" else another(split, self.seed)
+        reach = torch.maximum(_length(split), _length(split)[other])
         parts = []
         for index in torch.argsort(reach, stable=True).chunk(most):
             width = int(reach[index].max()) + 1
-            mine = replace(split.take(index), inputs=(tokens[index, :width], at[index]))
-            there = other[index]
-            parts.append(Part(self.model, index, mine, None, (tokens[there, :width], at[there])))
+            mine, theirs = (_cut(tuple(x[i] for x in split.inputs), width) for i in (index, other[index]))
+            part = replace(split.take(index), inputs=mine).to(device)
+            parts.append(Part(self.model, index, part, None, tuple(x.to(device) for x in theirs)))
         return parts
 
     def logits(self, part: Part, nodes: Masks | None = None, edges: Masks | None = None) -> Tensor:
@@ -142,4 +138,41 @@ class PatchedRun:
             return float(self.values(split).mean())
 
 
-__all__ = ["KINDS", "LOSS", "Part", "PatchedRun"]
+def another(split: Split, seed: int) -> Tensor:
+    """Another example of the split for each [N], never itself where there are two, each drawn once.
+
+    Examples of equal length stand in one random ring and each looks at the next, so that positions mean the same in
+    both; one that is alone with its length joins the ring of a neighbour in length.
+    """
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    length = _length(split)
+    order = order[torch.argsort(length[order], stable=True)]
+    out = torch.empty(len(split), dtype=torch.long)
+    sizes = torch.unique_consecutive(length[order], return_counts=True)[1].tolist()
+    rings: list[list[int]] = []
+    for ring in (r.tolist() for r in order.split(sizes)):
+        if rings and (len(ring) == 1 or len(rings[-1]) == 1):
+            rings[-1] += ring
+        else:
+            rings.append(ring)
+    for ring in rings:
+        at = torch.tensor(ring)
+        out[at] = at.roll(-1)
+    return out
+
+
+def _is_text(inputs: Inputs) -> bool:
+    """Whether inputs are padded tokens and the position that is asked."""
+    return len(inputs) == 2 and not inputs[0].is_floating_point()
+
+
+def _length(split: Split) -> Tensor:
+    """The position that is asked, per example [N]; 0 throughout where examples are vectors."""
+    return split.inputs[1].cpu() if _is_text(split.inputs) else torch.zeros(len(split), dtype=torch.long)
+
+
+def _cut(inputs: Inputs, width: int) -> Inputs:
+    return (inputs[0][:, :width], inputs[1]) if _is_text(inputs) else inputs
+
+
+__all__ = ["KINDS", "LOSS", "Part", "PatchedRun", "another"]

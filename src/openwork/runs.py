@@ -43,7 +43,7 @@ from openwork.tasks.subjects import SUBJECTS, Subject, open_subject
 from openwork.tasks.task import Split, Task, correct, losses
 from openwork.training import TrainSettings, held_out_accuracy, held_out_loss, make_regime, train
 from openwork.training.relocation import wire_length_of
-from openwork.verify import Question, verify
+from openwork.verify import VERIFIERS, Question, verify
 from openwork.workers import report
 
 Result = dict[str, Any]
@@ -378,13 +378,14 @@ def check_circuit(path: Path, name: str, seed: int, controls: tuple[Evidence, ..
     folder = circuit_folder(run, name)
     circuit = store.load_circuit(folder, run.digest)
     result = store.read_json(folder / "result.json")
-    key = key_of(result["key"], seed, n_null, [plain(vars(c)) for c in controls])
+    key = key_of(result["key"], seed, n_null, [plain(vars(c)) for c in controls], list(VERIFIERS))
     have = store.read_json(folder / "evidence.json") if (folder / "evidence.json").exists() else {}
     if have.get("key") != key:
         task = run.task(result["task"])
         ood = task.splits.get("ood")
+        others = {n: run.task(n).split("verify") for n in run.subject.task_names() if n != result["task"]}
         question = Question(
-            run.model, circuit, run.reference, task.split("verify"), ood, result["target"], seed, n_null
+            run.model, circuit, run.reference, task.split("verify"), ood, result["target"], seed, n_null, others
         )  # fmt: skip
         circuit = circuit.with_evidence(*verify(question), *controls)
         have = {"key": key, "task": result["task"], "evidence": [plain(vars(e)) for e in circuit.evidence]}

@@ -218,7 +218,7 @@ def certified(q: Question, radii: Sequence[float] = RADII, radius: float = RADIU
     null             circuits of as many random live nodes at every site, certified on the fixed sample at the same
                      radius; p is the rank of the circuit's share among theirs
     """
-    if refusal(q.model):
+    if refusal(q.model) or isinstance(q.reference, str):  # bounds are of one network, not of one per example
         return None
     started = time.perf_counter()
     curve = {c.radius: c for c in certify(q, (*radii, radius))}

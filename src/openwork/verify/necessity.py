@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from openwork import stats
@@ -27,6 +28,8 @@ from openwork.verify.question import (
     size,
 )
 
+LEAST_GAP = 1e-3  # nats between the whole model and nothing, below which no share of it is told
+
 
 def necessary(q: Question) -> Evidence:
     """What ablating the circuit's nodes, and nothing else, does to the loss and accuracy of the model.
@@ -43,6 +46,10 @@ def necessary(q: Question) -> Evidence:
     circuit that is itself a random set the p is a little small when it holds a large share of its sites, since a node
     that matters can then sit in no rival (with a quarter of all nodes, p <= 0.05 for 11 % of random circuits; with a
     tenth, 6 %; with a fortieth, 5 %). The bar on accuracy does not depend on it.
+
+    `complement_faithfulness` in the details is the completeness of Marks et al. 2024 (arXiv 2403.19647): how far the
+    rest of the model gets from knowing nothing (every prunable node ablated: 0) to the whole model (1), on losses; it
+    should be near 0. None where the whole model is less than 0.001 nats better than nothing.
     """
     started = time.perf_counter()
     whole, chance = q.whole_run, chance_accuracy(q.verify)
@@ -50,6 +57,8 @@ def necessary(q: Question) -> Evidence:
     rise = without.losses - whole.losses
     interval = stats.bootstrap_mean(rise, clusters(q.verify), seed=q.seed)
     accuracy = accuracy_interval(without, q.verify)
+    empty = q.measure(q.verify, {n: torch.zeros_like(m) for n, m in q.kept.items()})
+    gap = empty.loss - whole.loss
     base = q.measure(q.sample).loss
     own = _without(q, q.kept).loss - base
     rivals = [_without(q, nodes) for nodes in _elsewhere(q)]
@@ -89,6 +98,8 @@ def necessary(q: Question) -> Evidence:
             "loss_without": without.loss,
             "accuracy_without": without.accuracy,
             "accuracy_interval": list(accuracy),
+            "nothing_kept_loss": empty.loss,
+            "complement_faithfulness": (empty.loss - without.loss) / gap if gap >= LEAST_GAP else None,
             "chance_accuracy": chance,
             "accuracy_bar": bar,
             "null_draws": q.n_null,

@@ -10,9 +10,10 @@ that misses a bar its interval still reaches.
 
 from __future__ import annotations
 
+import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -20,14 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from openwork import patching, stats
-from openwork.circuit import FAILS, HOLDS, UNDECIDED, Circuit, Masks
-from openwork.errors import UsageError
+from openwork.circuit import FAILS, HOLDS, UNDECIDED, Circuit, Evidence, Masks
+from openwork.errors import UsageError, unknown
+from openwork.patched_run import KINDS, Part, PatchedRun
 from openwork.tasks.task import Split, correct, losses
 
 ENOUGH = 32  # examples; below, no claim is decided
 ALPHA = 0.05
 SAMPLE = 64  # examples of the fixed sample on which a circuit and its random rivals are compared
 BATCH = 512  # sequences per run
+RIVALS = 19  # random draws where one draw is dear: the least that can reach ALPHA, and then only if none is as good
 ROUNDING = 1e-6  # nats; two ways of computing one loss differ by less, and a null within it counts as a tie
 
 
@@ -35,21 +38,25 @@ ROUNDING = 1e-6  # nats; two ways of computing one loss differ by less, and a nu
 class Question:
     """Is this circuit real? Everything a check may look at.
 
-    reference  what ablated nodes send; the same for every input (zeros or means, one value per node)
+    reference  what ablated nodes send: the same for every input (zeros or means, one value [n] per node, or [n, width]
+               at a site whose nodes are vectors); or a kind that is worked out for every example, "counterfactual"
+               (what the example's pair sends) or "resample" (what another example of the split sends)
     verify     examples that discovery never saw
     ood        examples built otherwise than those of discovery and verify, or None
     target     task loss that the circuit was to reach, nats per example
     n_null     random draws per null; 19 is the least that can reach p = 0.05
+    others     held-out examples of other tasks of the same model, by name of the task
     """
 
     model: nn.Module
     circuit: Circuit
-    reference: patching.Reference
+    reference: patching.Reference | str
     verify: Split
     ood: Split | None
     target: float
     seed: int = 0
     n_null: int = 100
+    others: Mapping[str, Split] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.verify) == 0:
@@ -62,11 +69,20 @@ class Question:
             raise UsageError(
                 "this circuit belongs to another model: its sites and links differ from the model's graph."
             )
-        uneven = [n for n, v in self.reference.items() if v.dim() != 1]
+        if isinstance(self.reference, str):
+            if self.reference not in KINDS:
+                raise unknown("kind of reference", self.reference, KINDS)
+            if self.reference == "counterfactual":
+                for split in (self.verify, *([self.ood] if self.ood is not None else []), *self.others.values()):
+                    split.counterfactual()  # refuses a split with an example that has no pair
+            return
+        graph = self.circuit.graph
+        uneven = [n for n, v in self.reference.items() if not patching.is_constant(graph.site(n), v)]
         if uneven:
             raise UsageError(
                 f"the reference at {uneven[0]} has one value per input; verification compares several splits and needs "
-                "one value per node, as zero_reference and mean_reference give."
+                "one value per node, as zero_reference and mean_reference give, or the name of a kind that is worked "
+                f"out for every example: {' or '.join(KINDS)}."
             )
 
     @property
@@ -105,15 +121,29 @@ class Question:
 
     def measure(self, split: Split, nodes: Masks | None = None) -> Measured:
         """The model on a split, with the nodes that are False in `nodes` (site -> bool [n]) at the reference."""
-        masks = {n: m for n, m in (nodes or {}).items() if not bool(m.all())}
-        with patching.patched(self.model, self.reference, masks):
-            return measured(self.model, split, self.model)
+        return self._run(split, {n: m for n, m in (nodes or {}).items() if not bool(m.all())})
 
     def measure_circuit(self, split: Split) -> Measured:
         """The circuit alone on a split, everything outside it at the reference."""
-        nodes, edges = patching.masks_of(self.model, self.circuit)
-        with patching.patched(self.model, self.reference, nodes, edges):
-            return measured(self.model, split, self.model)
+        return self._run(split, *patching.masks_of(self.model, self.circuit))
+
+    def _run(self, split: Split, nodes: Masks, edges: Masks | None = None) -> Measured:
+        if not isinstance(self.reference, str):
+            with patching.patched(self.model, self.reference, nodes, edges):
+                return measured(self.model, split, self.model)
+        return judged(split, (self._logits(part, nodes, edges) for part in self.parts(split)))
+
+    def _logits(self, part: Part, nodes: Masks, edges: Masks | None) -> tuple[Tensor, Split, Tensor]:
+        with torch.no_grad(), patching.patched(self.model, part.reference, nodes, edges):
+            return part.index, part.split, self.model(*part.split.inputs)
+
+    def parts(self, split: Split) -> Sequence[Part]:
+        """The split in parts that are run at once, each with the reference that its ablated nodes send."""
+        return self._patched_run.parts(split, 2 + len(split) // BATCH)
+
+    @cached_property
+    def _patched_run(self) -> PatchedRun:
+        return PatchedRun(self.model, self.reference, self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,16 +176,27 @@ class Measured:
 def measured(forward: Callable[..., Tensor], split: Split, model: nn.Module) -> Measured:
     """What `forward` (called like `model`) makes of a split; refuses losses that are not finite."""
     device = next(model.parameters()).device
+
+    def run(part: Split) -> Tensor:
+        with torch.no_grad():
+            return forward(*(x.to(device) for x in part.inputs))
+
+    return judged(split, ((index, part, run(part)) for index, part in split.buckets(2 + len(split) // BATCH)))
+
+
+def judged(split: Split, runs: Iterable[tuple[Tensor, Split, Tensor]]) -> Measured:
+    """What the logits of a split's parts say.
+
+    runs  per part: the places [K] of its examples in the split, the examples, their logits [K, V]; each example once
+    """
     parts, places = [], []
-    with torch.no_grad():
-        for index, part in split.buckets(2 + len(split) // BATCH):
-            logits = forward(*(x.to(device) for x in part.inputs)).float().cpu()
-            part = part.to("cpu")
-            choices = torch.cat([part.wrong, part.answer[:, None]], 1)  # a tie goes to the wrong one, as in `correct`
-            best = choices.gather(1, logits.gather(1, choices).argmax(1, keepdim=True))
-            place, right = ((choices < x).sum(1) for x in (best, part.answer[:, None]))
-            parts.append((losses(logits, part), correct(logits, part), place, right))
-            places.append(index.cpu())
+    for index, part, out in runs:
+        logits, part = out.float().cpu(), part.to("cpu")
+        choices = torch.cat([part.wrong, part.answer[:, None]], 1)  # a tie goes to the wrong one, as in `correct`
+        best = choices.gather(1, logits.gather(1, choices).argmax(1, keepdim=True))
+        place, right = ((choices < x).sum(1) for x in (best, part.answer[:, None]))
+        parts.append((losses(logits, part), correct(logits, part), place, right))
+        places.append(index.cpu())
     back = torch.cat(places).argsort()
     loss, good, decision, right = (torch.cat(column)[back] for column in zip(*parts, strict=True))
     if not bool(loss.isfinite().all()):
@@ -204,6 +245,21 @@ def decide(q: Question, *, met: bool, excluded: bool) -> str:
     return FAILS if excluded else UNDECIDED
 
 
+def bound(target: float, whole_loss: float) -> float:
+    """The loss, nats, that a model with parts outside the circuit ablated may reach: twice the target, or the target on
+    top of the whole model's own loss where that is larger."""
+    return max(2 * target, target + whole_loss)
+
+
+def nothing(q: Question, claim: str, unit: str, null: str, sentence: str, started: float, split: str = "") -> Evidence:
+    """The evidence of a claim about which there is nothing to test: too little data, no figure, and why."""
+    nan = float("nan")
+    return Evidence(
+        claim, UNDECIDED, sentence, nan, unit, stats.NO_INTERVAL, null, nan, nan, 0, split or q.verify.name, q.seed,
+        time.perf_counter() - started,
+    )  # fmt: skip
+
+
 def size(masks: Mapping[str, Tensor]) -> int:
     """Number of nodes in some masks."""
     return sum(int(m.sum()) for m in masks.values())
@@ -241,10 +297,14 @@ def random_nodes(rng: np.random.Generator, how_many: int, *pools: Tensor) -> Ten
 
 def random_circuits(q: Question, rng: np.random.Generator) -> Iterator[dict[str, Tensor]]:
     """Node masks with as many live nodes at every site as the circuit has; dead ones only where live ones run out."""
-    others = fixed_nodes(q)
+    fixed = fixed_nodes(q)
     for _ in range(q.n_null):
-        drawn = {n: random_nodes(rng, int(m.sum()), q.live[n], ~q.live[n]) for n, m in q.kept.items()}
-        yield {**others, **drawn}
+        yield {**fixed, **random_like(q, rng)}
+
+
+def random_like(q: Question, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Per prunable site, as many random live nodes as the circuit has; dead ones only where live ones run out."""
+    return {n: random_nodes(rng, int(m.sum()), q.live[n], ~q.live[n]) for n, m in q.kept.items()}
 
 
 def fixed_nodes(q: Question) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openwork import stats
 from openwork.circuit import UNDECIDED, Evidence
-from openwork.verify.question import ALPHA, ROUNDING, Question, decide, size
+from openwork.verify.question import ALPHA, ROUNDING, Question, bound, decide, size
 
 SHARE = 0.95  # of the draws that must stay within the bound
 LEAST, MOST = 0.1, 0.9  # share of the outside that a draw ablates
@@ -41,7 +41,7 @@ def robust(q: Question) -> Evidence:
     rng, whole = q.rng("robust"), q.measure(q.sample)
     outside = {n: q.live[n] & ~m for n, m in q.kept.items()}
     m = size(outside)
-    bound = max(2 * q.target, q.target + whole.loss)
+    most_loss = bound(q.target, whole.loss)
     least, most = max(1, round(LEAST * m)), max(1, round(MOST * m))
     sizes = rng.integers(least, most + 1, q.n_null) if m else np.zeros(q.n_null, dtype=np.int64)
     anything = {n: q.live[n] | k for n, k in q.kept.items()}
@@ -49,15 +49,15 @@ def robust(q: Question) -> Evidence:
     rivals = [q.measure(q.sample, nodes) for nodes in _without(rng, anything, sizes)]
     loss, rival = np.array([r.loss for r in runs]), np.array([r.loss for r in rivals])
     accuracy = np.array([r.accuracy for r in runs])
-    stays = int((loss <= bound).sum())
-    share, rival_share = stays / q.n_null, float((rival <= bound).mean())
+    stays = int((loss <= most_loss).sum())
+    share, rival_share = stays / q.n_null, float((rival <= most_loss).mean())
     interval = stats.clopper_pearson(stays, q.n_null)
     harm = rival - loss
     p = stats.sign_flip_p(np.where(np.abs(harm) <= ROUNDING, 0.0, harm), seed=q.seed)
     verdict = decide(q, met=share >= SHARE and p <= ALPHA, excluded=interval[1] < SHARE or p > ALPHA)
     sentence = (
         f"With {least} to {most} of the {m} live nodes outside the circuit ablated at random, {stays} of {q.n_null} "
-        f"draws keep the loss at or below {bound:.3f} nats (mean {loss.mean():.3f}, worst {loss.max():.3f}; worst "
+        f"draws keep the loss at or below {most_loss:.3f} nats (mean {loss.mean():.3f}, worst {loss.max():.3f}; worst "
         f"accuracy {accuracy.min():.3f}); with the circuit's nodes in the draw, {rival_share:.0%} do "
         f"(mean {rival.mean():.3f})."
     )
@@ -78,7 +78,7 @@ def robust(q: Question) -> Evidence:
         seed=q.seed,
         seconds=time.perf_counter() - started,
         details={
-            "bound": bound,
+            "bound": most_loss,
             "draws": q.n_null,
             "outside_nodes": m,
             "mean_loss": float(loss.mean()),

@@ -26,6 +26,12 @@ RATIOS = {  # what is divided by what
     "density_alone": "what density alone would give",
 }
 CLAIMS = {
+    "adversarial": "robust to an adversary",
+    "reference_dependence": "independent of the reference",
+    "keeps_attention": "keeps the attention",
+    "agrees_on_mistakes": "errs where the model errs",
+    "selective": "this task's only",
+    "stable": "found again",
     "swapped_control": "swapped-labels control",
     "one_minimal": "one-minimal",
     "nonsense_control": "nonsense control",
