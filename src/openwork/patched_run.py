@@ -6,8 +6,8 @@ A reference is either fixed (zeros, means: one value per node) or a *kind* that 
     resample        what it sends on another example of the same split, drawn at random (resample ablation)
 
 These stand position by position: where two examples differ in length, what is sent beyond the shorter one's end is what
-the network makes of padding. Examples are run in parts of like length. Knows a model, a reference and splits. Does not know which part of the model
-is asked about, nor why.
+the network makes of padding. Examples are run in parts of like length. Knows a model, a reference and splits. Does not
+know which part of the model is asked about, nor why.
 """
 
 from __future__ import annotations

@@ -107,9 +107,9 @@ def certify(q: Question, radii: Sequence[float] = RADII) -> tuple[Certificate, .
 def _network(q: Question, nodes: Masks | None = None, edges: Masks | None = None) -> Network:
     """The model under these masks, ready to be bounded."""
     links = q.circuit.graph.links
-    reference = [q.reference.get(e.src, torch.zeros(e.shape[1])).detach().double().cpu() for e in links]
-    whole = folded_masks(q.model, {}, {}, q.reference)
-    return network(folded_masks(q.model, nodes or {}, edges or {}, q.reference), whole, reference)
+    reference = [q.fixed.get(e.src, torch.zeros(e.shape[1])).detach().double().cpu() for e in links]
+    whole = folded_masks(q.model, {}, {}, q.fixed)
+    return network(folded_masks(q.model, nodes or {}, edges or {}, q.fixed), whole, reference)
 
 
 def _boxes(q: Question, radius: float, split: Split | None = None) -> Box:
@@ -198,7 +198,7 @@ def _margin(logits: Tensor, choices: Tensor, at: Tensor) -> Tensor:
 def _real_decision(q: Question, z: Tensor, choices: Tensor, masks: tuple[Masks, Masks] = ({}, {})) -> Tensor:
     """What the model, or its patched run, decides in float32: places [N] among the choices."""
     device = next(q.model.parameters()).device
-    with torch.no_grad(), patching.patched(q.model, q.reference, *masks):
+    with torch.no_grad(), patching.patched(q.model, q.fixed, *masks):
         return _decided(q.model(z.float().to(device)).cpu(), choices)
 
 

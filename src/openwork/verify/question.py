@@ -86,6 +86,16 @@ class Question:
             )
 
     @property
+    def fixed(self) -> patching.Reference:
+        """The reference where it is the same for every example; refuses where it is not."""
+        if isinstance(self.reference, str):
+            raise UsageError(
+                f'the reference "{self.reference}" is another one for every example; bounds on what a network can do '
+                "need a fixed one: zeros or means."
+            )
+        return self.reference
+
+    @property
     def small(self) -> bool:
         """Whether there are too few examples to decide anything."""
         return len(self.verify) < ENOUGH
