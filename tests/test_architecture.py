@@ -22,8 +22,8 @@ FLOORS = {
     "tools": {"patching", "structure", "gomory_hu", "store", "workers", "exchange"},
     "subjects": {"tasks", "models"},
     "questions": {"patched_run"},
-    "stages": {"training", "discover", "verify", "explain", "views", "export"},
-    "above": {"own", "presets", "runs", "modules", "bench", "compare", "cli", "__main__"},
+    "stages": {"training", "discover", "planted", "verify", "explain", "views", "export"},
+    "above": {"own", "presets", "runs", "modules", "bench", "compare", "ground_truth", "searches", "cli", "__main__"},
 }
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
 SAME_FLOOR = {"values", "tools", "above"}
