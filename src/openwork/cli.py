@@ -38,6 +38,7 @@ EXAMPLES = {
     "discover": "openwork discover runs/a --task single_double_quote --method masks",
     "verify": "openwork verify runs/a --circuit single_double_quote",
     "modules": "openwork modules runs/a",
+    "bench": "openwork bench planted --methods masks --json",
     "show": "openwork show runs/a",
     "view": "openwork view runs/a",
 }
@@ -132,6 +133,11 @@ class TrainOptions(TrainingOptions):
     steps: int | None = Field(default=None, ge=1, description="Training steps; by default the preset's.")
 
 
+def listed(items: Sequence[str]) -> tuple[str, ...]:
+    """Names given as a,b,c or a b c."""
+    return tuple(name.strip() for item in items for name in item.split(",") if name.strip())
+
+
 def auto_or_number(value: Any) -> Any:
     """Reads "auto" or a number above 0; ValueError for anything else."""
     if value is None or value == "auto":
@@ -203,6 +209,21 @@ class ModulesOptions(SeedOptions):
     draws: int = Field(default=20, ge=2, description="Random draws behind every null.")
 
 
+class BenchOptions(SeedOptions):
+    """openwork bench"""
+
+    methods: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = Field(
+        default=(), description="Ways of searching, as a,b,c or a b c; by default all."
+    )
+    cases: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = Field(
+        default=(), description="Planted networks by name; by default all."
+    )
+    out: Path | None = Field(default=None, description="File to write the result to, as JSON.")
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes to use; by default as many as there are cores free."
+    )
+
+
 # -- the commands ----------------------------------------------------------------------------------------------------
 
 app = App(
@@ -271,7 +292,7 @@ def compare(*, options: Annotated[CompareOptions, Flat]) -> None:
     """Train several regimes with several seeds and put them side by side: one table, one plot."""
     o = options
     out = o.out or Path("runs") / f"{o.task}-compared"
-    regimes = tuple(name.strip() for item in o.regimes for name in item.split(",") if name.strip())
+    regimes = listed(o.regimes)
 
     def body(progress: Progress) -> Result:
         from openwork.compare import compare_regimes
@@ -330,6 +351,19 @@ def modules(run: Run, /, *, options: Annotated[ModulesOptions, Flat] = ModulesOp
 
         o = options
         return bench.modules_run(run, o.modules, o.partition, o.draws, o.seed, progress)
+
+    execute(body, options)
+
+
+@command
+def bench(what: Literal["planted"], /, *, options: Annotated[BenchOptions, Flat] = BenchOptions()) -> None:
+    """Every way of searching on networks whose circuit is known by construction: who finds it, and how exactly."""
+    o = options
+
+    def body(progress: Progress) -> Result:
+        from openwork.ground_truth import bench_planted
+
+        return bench_planted(listed(o.methods), listed(o.cases), o.seed, o.workers, o.out, progress)
 
     execute(body, options)
 

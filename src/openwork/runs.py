@@ -323,9 +323,14 @@ def relabelled(split: Split, labels: str, seed: int) -> Split:
 
 
 def judged(run: Run, circuit: Circuit | None, split: Split) -> Result:
-    """Held-out loss and accuracy of a circuit (or the whole model), with its counts."""
+    """Held-out loss and accuracy of a circuit of a run (or its whole model), with its counts."""
+    return judged_on(run.model, run.reference, circuit, split)
+
+
+def judged_on(model: nn.Module, reference: patching.Reference, circuit: Circuit | None, split: Split) -> Result:
+    """The same for any model."""
     with torch.no_grad():
-        out = patching.run(run.model, split.inputs, circuit, run.reference)
+        out = patching.run(model, split.inputs, circuit, reference)
     figures: Result = {
         "loss": float(losses(out, split).mean()),
         "accuracy": float(correct(out, split).float().mean()),
