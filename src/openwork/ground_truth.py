@@ -105,17 +105,6 @@ def summary(method: str, rows: Sequence[Result]) -> Result:
 def tables(told: Sequence[Result], rows: Sequence[Result]) -> dict[str, list[Result]]:
     """For a person: one line per method, and one per case that says which methods recovered it exactly."""
     shown = ["method", "exact", "trimmed_exact", "cases", "precision", "recall", "auroc", "seconds"]
-        "method",
-        "exact",
-        "trimmed_exact",
-        "cases",
-        "precision",
-        "recall",
-        "auroc",
-        "trimmed_precision",
-        "trimmed_recall",
-        "seconds",
-    ]
     short = [{k: t[k] for k in shown} for t in told]
     cases: dict[str, Result] = {}
     for r in rows:
