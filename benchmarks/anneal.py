@@ -24,7 +24,7 @@ from openwork.presets import QUOTES
 from openwork.progress import Progress
 from openwork.runs import find_circuit, method_settings, train_plan
 from openwork.tasks.corpus import build_corpus
-from openwork.tasks.python_code import TASKS
+from openwork.tasks.python_code import MIXED
 from openwork.training import TrainSettings
 from openwork.workers import Job, map_jobs
 
@@ -47,11 +47,11 @@ def main() -> None:
         build_corpus(asked.runs / "data", PRESET.corpus_for(None), progress.log)
         training = [Job(f"train {out.name}", train_plan, (out, plan(u, s))) for (u, s), out in runs.items()]
         trained = dict(zip(runs, map_jobs(training, asked.workers, progress), strict=True))
-        searches = {(key, t): (out, t, METHOD, settings) for key, out in runs.items() for t in TASKS}
+        searches = {(key, t): (out, t, METHOD, settings) for key, out in runs.items() for t in MIXED}
         jobs = [Job(f"{args[0].name}: {args[1]}", find_circuit, args) for args in searches.values()]
         found = dict(zip(searches, map_jobs(jobs, asked.workers, progress), strict=True))
     rows = [
-        row(u, [(trained[u, s], [found[(u, s), t] for t in TASKS], runs[u, s]) for s in asked.seeds])
+        row(u, [(trained[u, s], [found[(u, s), t] for t in MIXED], runs[u, s]) for s in asked.seeds])
         for u in asked.until
     ]
     write_text(PAGE, page(rows, asked.until, asked.seeds))
@@ -93,7 +93,7 @@ def page(rows: list[list[str]], until: list[float], seeds: list[int]) -> str:
         "# How fast should the weights become sparse?\n\n"
         f"Made by `{command} {' '.join(map(str, seeds))}`: the sparse model of the preset `cpu` "
         f"({PRESET.sparse['steps']} steps, density {PRESET.topk['density']:g}), {len(seeds)} training seeds and "
-        f"{len(TASKS)} tasks. Only the share of the run over which the density falls from 1 to its final value "
+        f"{len(MIXED)} tasks. Only the share of the run over which the density falls from 1 to its final value "
         "differs. All figures are from the discover split, on which the preset's value was chosen. A task without a "
         "circuit counts with all block weights of its model. Weights replaced are counted after annealing.\n\n"
         + table(head, rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,13 +18,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from openwork.errors import RunError, UsageError
 from openwork.tasks import Corpus, CorpusSettings, LanguageData, build_corpus, load_corpus
 from openwork.tasks.corpus import LEFT_OUT, SHARES, SPLITS, _lines
-from openwork.tasks.python_code import END, TASKS
+from openwork.tasks.python_code import END, MIXED, TASKS, mix_program
 
 SMALL = CorpusSettings(megabytes=0.5, vocab=512, mix=0.5)
+PROGRAMS = "a3464809b582c7fb"  # of the training mix that published figures were made with
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +78,49 @@ def test_the_ids_are_the_files_with_end_between_them(corpus: Corpus) -> None:
 
 
 def test_the_tokenizer_has_every_answer_and_loses_nothing(corpus: Corpus) -> None:
-    for spec in TASKS.values():
-        for answer in spec.answers:
-            assert corpus.decode([corpus.token(answer)]) == answer
+    for answer in {a for name in MIXED for a in TASKS[name].answers}:
+        assert corpus.decode([corpus.token(answer)]) == answer
     assert corpus.vocab == 512 and corpus.encode(END) == [0]
     with pytest.raises(UsageError, match=r"not a single token of this corpus but \d+: .* larger one"):
         corpus.token("surely not a token")
+
+
+def test_a_mix_of_all_tasks_makes_all_their_answers_tokens_even_of_a_small_vocabulary(tmp_path: Path) -> None:
+    """512 tokens are the smoke preset's; what the text alone makes no token of is shown to the tokenizer again."""
+    every = build_corpus(tmp_path / "all", SMALL.model_copy(update={"mix_tasks": ("all",)}))
+    assert every.vocab == 512 and every.settings.mixed() == tuple(TASKS) and len(TASKS) == 20
+    for spec in TASKS.values():
+        for answer in spec.answers:
+            assert every.decode([every.token(answer)]) == answer
+    programs = every.decode(every.ids["mix"].tolist())
+    assert all(answer in programs for spec in TASKS.values() for answer in spec.answers)
+    assert load_corpus(tmp_path / "all").settings == every.settings
+
+
+def test_the_mixed_tasks_decide_the_corpus_and_an_older_one_that_does_not_name_them_is_read(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    """Digest and files of the default are those of a corpus that knew of no choice: SHA-256 of 32 programs, then."""
+    assert corpus.settings.mixed() == MIXED == tuple(TASKS)[:6]
+    programs = [mix_program(random.Random(i)) for i in range(32)]
+    assert hashlib.sha256("".join(programs).encode()).hexdigest()[:16] == PROGRAMS
+    folder = shutil.copytree(corpus.folder, tmp_path / "older")
+    record = json.loads((folder / "corpus.json").read_text())
+    del record["settings"]["mix_tasks"]
+    (folder / "corpus.json").write_text(json.dumps(record))
+    assert load_corpus(folder).settings == corpus.settings
+    assert build_corpus(folder, SMALL).digest == corpus.digest, "and it is taken for what it is"
+    with pytest.raises(UsageError, match="mix_tasks"):
+        build_corpus(folder, SMALL.model_copy(update={"mix_tasks": ("for_while", "var_swap")}))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(("for_whle",), 'Nearest: "for_while"'), ((), "one task or more"), (("for_while",) * 2, "each once")],
+)
+def test_mixes_that_cannot_be_are_refused(names: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        CorpusSettings(mix_tasks=names)
 
 
 def test_any_text_is_encoded_without_loss(corpus: Corpus) -> None:

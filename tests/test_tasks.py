@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -31,32 +32,36 @@ from openwork.tasks import (
     make_task,
     read_jsonl_task,
 )
-from openwork.tasks.images import _images, _members
+from openwork.tasks.corpus import PIECES
+from openwork.tasks.images import PAIRS, SIDES, _images, _members
 from openwork.tasks.python_code import (
     END,
     LONGEST,
+    MIXED,
     NEUTRAL,
     POOLS,
-    READING,
     WORDS,
-    WRITING,
     _draw,
     _fill,
     mix_program,
     words,
 )
+from openwork.tasks.python_specs.six import READING, WRITING
+from openwork.tasks.subjects import open_subject
 from openwork.tasks.task import SPLITS
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return build_corpus(tmp_path_factory.mktemp("corpus"), CorpusSettings(megabytes=1.0, vocab=640))
+    """Small, with all tasks in its mix."""
+    settings = CorpusSettings(megabytes=1.0, vocab=640, mix_tasks=("all",))
+    return build_corpus(tmp_path_factory.mktemp("corpus"), settings)
 
 
 def _texts_by_pool(corpus: Corpus) -> dict[str, list[str]]:
-    """All prompts of all tasks by pool; those of "train" are 2,000 programs of the mix."""
+    """All prompts of all tasks by pool; those of "train" are 3,000 programs of a mix of all tasks."""
     rng = random.Random(1)
-    texts = {"train": [mix_program(rng) for _ in range(2000)]}
+    texts = {"train": [mix_program(rng, tuple(TASKS)) for _ in range(3000)]}
     for pool in SPLITS:
         texts[pool] = [t for name in TASKS for t in make_task(name, corpus).split(pool).texts]
     return texts
@@ -85,6 +90,8 @@ def test_no_template_is_in_two_pools(name: str) -> None:
     assert len(set(together)) == len(together)
     assert len(by_pool["train"]) >= 6
     assert all(len(by_pool[p]) >= 3 for p in SPLITS)
+    capitals = set(re.findall(r"<([A-Z])>", "".join(together)))
+    assert capitals <= set(TASKS[name].switches)
 
 
 def test_the_texts_of_a_pool_hold_only_words_of_that_pool(corpus: Corpus) -> None:
@@ -128,11 +135,13 @@ def test_pairs_are_balanced_and_differ_only_in_what_the_task_is_about(name: str,
         assert torch.equal(split.answer[split.pair], split.wrong[:, 0])
         assert torch.equal(at, at[split.pair])
         differ = tokens != tokens[split.pair]
-        assert bool((differ.sum(1) >= 1).all()) and bool((differ.sum(1) <= 8).all())
+        assert bool((differ.sum(1) >= 1).all())
         pool = {w for part in words(split.name) for w in part}
         for a, b in zip(split.texts[0::2], split.texts[1::2], strict=True):
             of_pool = [[w for w in re.findall(r"[a-z]+", t) if w in pool] for t in (a, b)]
             assert of_pool[0] == of_pool[1]
+            pieces, others = (Counter(re.findall(PIECES, t)) for t in (a, b))
+            assert (pieces - others).total() <= 5 and (others - pieces).total() <= 5, (a, b)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -153,25 +162,58 @@ def test_prompts_end_where_a_token_ends_and_go_on_to_valid_python(name: str, cor
             ast.parse(whole)
 
 
+def _pattern(template: str) -> str:
+    """A pattern of the texts that a template without capitals can be."""
+    return r"\w+".join(re.escape(p) for p in re.split(r"<[a-z]>", template))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_whoever_ranks_the_tokens_always_alike_is_right_half_the_time(name: str, corpus: Corpus) -> None:
+    """The token that is most frequent in the mix, and tokens in any other order: no question is answered by a habit."""
+    habits = torch.from_numpy(np.bincount(corpus.ids["mix"], minlength=corpus.vocab)).float()
+    habits += torch.linspace(0, 0.5, corpus.vocab)  # no ties
+    for split in make_task(name, corpus, n=64).splits.values():
+        for ranking in (habits, torch.randperm(corpus.vocab, generator=torch.Generator().manual_seed(0)).float()):
+            assert float(correct(ranking.expand(len(split), -1), split).float().mean()) == 0.5
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_template_of_a_pool_is_used(name: str, corpus: Corpus) -> None:
     for pool, templates in ((p, TASKS[name].templates[p]) for p in SPLITS):
         texts = make_task(name, corpus).split(pool).texts
         for template in templates:
-            parts = [re.escape(p) for p in re.split(r"<\w>", template)]
-            found = sum(bool(re.fullmatch(r"[^\n]*?".join(parts), t)) for t in texts)
+            parts = re.split(r"<(\w)>", template)  # text, slot, text, slot, ..., text
+            switches = TASKS[name].switches
+            either = {c: "(?:" + "|".join(map(_pattern, a + b)) + ")" for c, (a, b) in switches.items()}
+            whole = "".join(either.get(p, r"\w+") if i % 2 else re.escape(p) for i, p in enumerate(parts))
+            found = sum(bool(re.fullmatch(whole, t)) for t in texts)
             assert found >= 256 / len(templates) / 3, (template, found)
 
 
-def test_the_mix_is_valid_python_of_all_six_tasks_with_both_answers() -> None:
+@pytest.mark.parametrize("tasks", [MIXED, tuple(TASKS)], ids=["six", "all"])
+def test_the_mix_is_valid_python_of_its_tasks_with_both_answers(tasks: tuple[str, ...]) -> None:
     rng = random.Random(0)
-    programs = [mix_program(rng) for _ in range(400)]
+    programs = [mix_program(rng, tasks) for _ in range(400 * len(tasks) // len(MIXED))]
     for program in programs:
         ast.parse(program)
     together = "".join(programs)
     for needle in ("('", '("', "')", '")', "]]", ".add(", " += ", "for ", "while ", "', 'r')", "', 'w')", "':", "',"):
         assert together.count(needle) > 50, needle
-    assert programs == [mix_program(r) for r in [random.Random(0)] for _ in range(400)]
+    for answer in {a for name in tasks for a in TASKS[name].answers}:
+        assert together.count(answer) > 50, answer
+    again = random.Random(0)
+    assert programs == [mix_program(again, tasks) for _ in programs]
+    if tasks == MIXED:
+        assert "lambda" not in together and "async def" not in together, "no other task is in it"
+
+
+def test_a_task_outside_the_mix_is_refused_with_the_setting_that_brings_it_in(tmp_path: Path) -> None:
+    build_corpus(tmp_path / "data", CorpusSettings(megabytes=0.3, vocab=512))
+    subject = open_subject("python", tmp_path / "data", 64)
+    assert subject.task_names() == MIXED
+    assert len(subject.task("for_while", 16).split("verify")) == 16
+    with pytest.raises(UsageError, match=r"enumerate_range is not in this run's .*corpus\.mix_tasks=\[all\]"):
+        subject.task("enumerate_range", 16)
 
 
 def test_same_seed_same_task_other_seed_other_prompts(corpus: Corpus) -> None:
@@ -392,16 +434,34 @@ def test_digits_are_split_class_by_class_without_overlap() -> None:
 @pytest.mark.parametrize("name", DIGIT_TASKS)
 def test_digit_tasks_ask_what_they_say(name: str) -> None:
     task = make_digit_task(name)
+    assert tuple(task.splits) == SPLITS
     classes = [int(a) for a in task.answers]
     for split in task.splits.values():
         (x,) = split.inputs
         assert x.shape == (len(split), 64) and x.aminmax() == (0, 1)
+        ids = torch.tensor([int(t.split()[1]) for t in split.texts])
+        assert len(ids.unique()) == len(split), "no image twice"
+        assert torch.equal(split.answer, _images()[1][ids])
+        if name in SIDES and name not in PAIRS:
+            one, other = SIDES[name]
+            first = torch.arange(len(split)) % 2 == 0
+            assert set(split.answer[first].tolist()) == set(one) and set(split.answer[~first].tolist()) <= set(other)
+            assert torch.equal(split.wrong[:, 0], split.answer[split.pair])
+            for ranking in (torch.arange(10.0), -torch.arange(10.0)):  # of the digits, whatever the image
+                assert float(correct(ranking.expand(len(split), 10), split).float().mean()) == 0.5
+            continue
         assert split.wrong.shape == (len(split), len(classes) - 1)
         both = torch.cat([split.answer[:, None], split.wrong], 1).sort(1).values
         assert torch.equal(both, torch.tensor(classes).expand_as(both))
         if name != "digits":
             assert torch.equal(split.answer[split.pair], split.wrong[:, 0])
             assert torch.equal(split.pair[split.pair], torch.arange(len(split)))
+
+
+def test_there_is_a_task_for_each_digit_and_one_for_loops_without_fours() -> None:
+    assert [n for n in DIGIT_TASKS if n.startswith("digit_")] == [f"digit_{d}" for d in range(10)]
+    assert SIDES["loops"] == ((0, 6, 8, 9), (1, 2, 3, 5, 7))
+    assert tuple(DIGIT_TASKS)[:4] == ("digits", "three_eight", "four_nine", "one_seven")
 
 
 def test_shifted_digits_are_the_verify_images_moved_by_one_pixel() -> None:

@@ -80,7 +80,7 @@ def run_quotes(
     settings  changes to the preset, each as "group.name=value"; groups: corpus, model, sparse, dense, topk, masks
     """
     chosen = _preset(QUOTES, preset, settings)
-    names = tuple(tasks) if tasks else chosen.tasks or tuple(TASKS)
+    names = tuple(tasks) if tasks else chosen.tasks or chosen.corpus_for(None).mixed()
     for name in names:
         if name not in TASKS and not name.endswith(".jsonl"):
             raise unknown("task", name, TASKS)

@@ -117,8 +117,8 @@ class TrainOptions(TrainingOptions):
 
     task: str = Field(
         description=(
-            "What to train on: python, digits, mnist, cifar10, modular_addition_59, modular_addition_113, s4, "
-            "two_moons, independence, feature_sharing, compositionality, in_context_regression."
+            "What to train on: python, patterns, digits, mnist, cifar10, modular_addition_59, modular_addition_113, "
+            "s4, two_moons, independence, feature_sharing, compositionality, in_context_regression."
         )
     )
     data: Path | None = Field(default=None, description="Folder of your files (tasks mnist, cifar10).")

@@ -16,6 +16,8 @@ from openwork.errors import UsageError, unknown
 from openwork.models import MODELS
 from openwork.settings import checked, filled
 from openwork.tasks.corpus import CorpusSettings
+from openwork.tasks.images import PAIRS
+from openwork.tasks.patterns import WORDS
 from openwork.training import TopKSettings, TrainSettings
 
 Settings = dict[str, Any]
@@ -135,6 +137,22 @@ QUOTES: dict[str, Preset] = {
     ),
 }
 
+PATTERNS: dict[str, Preset] = {
+    name: Preset(
+        model={
+            "kind": "transformer", "vocab": len(WORDS), "n_layer": 2, "d_model": 64, "d_head": 16, "n_ctx": 48,
+            "bigram": False,
+        },
+        sparse={"steps": sparse, "lr": 1e-2},
+        dense={"steps": dense, "lr": 3e-3},
+        topk={"density": 0.2, "anneal_from": 0.2, "anneal_until": 0.8},
+        batch=32,
+        examples=512 if name != "smoke" else 64,
+        n_null=19 if name == "smoke" else 100,
+    )
+    for name, sparse, dense in (("cpu", 3000, 2500), ("gpu", 10_000, 10_000), ("smoke", 200, 200))
+}  # fmt: skip
+
 DIGITS: dict[str, Preset] = {
     name: Preset(
         model={"kind": "mlp", "inputs": 64, "hidden": (48, 48), "outputs": 10},
@@ -144,6 +162,7 @@ DIGITS: dict[str, Preset] = {
         batch=64,
         masks={"steps": search},
         n_null=draws,
+        tasks=("digits", *PAIRS),
     )
     for name, steps, search, draws in (("cpu", 2500, 300, 100), ("gpu", 2500, 300, 100), ("smoke", 600, 60, 19))
 }
@@ -263,5 +282,5 @@ SMALL: dict[str, dict[str, Preset]] = {
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Preset]] = {  # by subject
-    "python": QUOTES, "digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, **SMALL,
+    "python": QUOTES, "patterns": PATTERNS, "digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, **SMALL,
 }  # fmt: skip

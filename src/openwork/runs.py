@@ -432,7 +432,10 @@ def lay_out_network(path: Path) -> bool:
 
 
 def list_tasks(path: Path | None) -> Result:
-    """All tasks; with a run, the model's held-out loss and the circuits found so far."""
+    """All tasks; with a run, those of its subject with the model's held-out loss and the circuits found so far.
+
+    A task that the run's tokenizer has no words for has no loss.
+    """
     rows: list[Result] = [
         {"task": task, "subject": name, "about": about}
         for name, kind in SUBJECTS.items()
@@ -445,10 +448,20 @@ def list_tasks(path: Path | None) -> Result:
     if isinstance(run.subject, own.OwnSubject):
         mine = [{"task": n, "subject": own.SUBJECT, "about": run.task(n).about} for n in run.subject.task_names()]
     for row in mine:
-        split = run.task(row["task"]).split("verify")
-        row |= {k: v for k, v in judged(run, None, split).items() if k in ("loss", "accuracy", "n")}
+        row |= _figures(run, row["task"])
         row["circuits"] = [c for c in run.circuits() if c.rpartition("-")[0] == slug_of(row["task"])]
     return {"run": str(path), "tasks": mine}
+
+
+def _figures(run: Run, task: str) -> Result:
+    """Loss and accuracy of the whole model on a task's verify split; nothing where it cannot be asked."""
+    try:
+        split = run.task(task).split("verify")
+    except UsageError:
+        if task in run.subject.task_names():
+            raise
+        return {"loss": None, "accuracy": None, "n": 0}
+    return {k: v for k, v in judged(run, None, split).items() if k in ("loss", "accuracy", "n")}
 
 
 def show_run(path: Path) -> Result:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from openwork.errors import RunError, UsageError
-from openwork.tasks.image_files import ImageFileData, Images, Sides, make_image_task
+from openwork.tasks.image_files import ImageFileData, Images, make_image_task
+from openwork.tasks.images import Sides
 from openwork.tasks.task import Task
 
 SIDE, CHANNELS = 32, 3

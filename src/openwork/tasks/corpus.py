@@ -1,7 +1,7 @@
 """Real Python text, split by file, tokenised once and read from disk.
 
     source files -> train | discover | verify | explain     90 | 3 | 4 | 3 % of the text, a file is in one of them
-    + mix: generated programs of the six tasks (see python_code), for training only
+    + mix: generated programs of some tasks (see python_code), for training only
     -> byte-level BPE trained on train + mix -> ids of every split as uint16, memory-mapped
 
 A corpus is a folder: corpus.json (settings, files with their SHA-256, token counts, digest), tokenizer.json, and one
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 import os
 import platform
 import random
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,19 +32,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from openwork import files
 from openwork.errors import RunError, UsageError, unknown
-from openwork.tasks.python_code import END, TASKS, mix_program
+from openwork.tasks.python_code import END, MIXED, TASKS, WORDS, mix_program, pairs
 from openwork.tasks.task import Inputs
 
 VERSION = 1  # of the folder and of everything that decides its content
 SHARES = {"train": 0.90, "discover": 0.03, "verify": 0.04, "explain": 0.03}
 SPLITS = (*SHARES, "mix")
 LEAST = 200_000  # bytes of text without which no split is worth anything
+ALL = "all"  # in `mix_tasks`: every task
 FEW = 20  # with fewer files than this, files are cut into pieces so that every split gets some
 LEFT_OUT = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip"})
 
@@ -66,6 +69,23 @@ class CorpusSettings(BaseModel):
     megabytes: float = Field(default=8.0, ge=0.2, description="about how much text to take")
     mix: float = Field(default=0.25, ge=0, le=0.9, description="share of training rows that are generated programs")
     seed: int = Field(default=0, ge=0)
+    mix_tasks: tuple[str, ...] = Field(
+        default=MIXED, description="tasks that the generated programs exercise; all for every one there is"
+    )
+
+    @field_validator("mix_tasks")
+    @classmethod
+    def _are_tasks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [n for n in names if n not in TASKS]
+        if names != (ALL,) and wrong:
+            raise ValueError(str(unknown("python task", wrong[0], [*TASKS, ALL])))
+        if not names or len(set(names)) < len(names):
+            raise ValueError("give one task or more, each once")
+        return names
+
+    def mixed(self) -> tuple[str, ...]:
+        """The tasks that the generated programs exercise, by name."""
+        return tuple(TASKS) if self.mix_tasks == (ALL,) else self.mix_tasks
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -206,7 +226,7 @@ def _mix(settings: CorpusSettings, train_bytes: int) -> list[str]:
     rng = random.Random(f"mix/{settings.seed}")
     programs, total = [], 0
     while total < size:
-        programs.append(mix_program(rng))
+        programs.append(mix_program(rng, settings.mixed()))
         total += len(programs[-1])
     return programs
 
@@ -249,6 +269,31 @@ def _trained(texts: Iterable[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def _fitting(texts: Sequence[str], settings: CorpusSettings) -> Tokenizer:
+    """A tokenizer for which the mixed tasks can be asked, if its vocabulary has room for that.
+
+    Every answer must be one token, and the members of some pairs alike in length (one pair in 32: examples are drawn
+    from those). Where the texts alone do not make it so, the answers and what pairs differ in are shown to it again,
+    as often as there are texts.
+    """
+    tokenizer = _trained(texts, settings.vocab)
+    answers = {a for name in settings.mixed() for a in TASKS[name].answers}
+    drawn = {name: list(itertools.islice(pairs(name, "train"), 64)) for name in settings.mixed()}
+
+    def tokens(text: str) -> int:
+        return len(tokenizer.encode(text).ids)
+
+    def alike(name: str) -> bool:
+        return 32 * sum(tokens(a) == tokens(b) for a, b in drawn[name]) >= len(drawn[name])
+
+    if all(tokens(a) == 1 for a in answers) and all(map(alike, drawn)):
+        return tokenizer
+    each = ((set(re.findall(PIECES, a)), set(re.findall(PIECES, b))) for of in drawn.values() for a, b in of)
+    differ = {piece for a, b in each for piece in a ^ b}
+    wanted = sorted(p for p in answers | differ if p.lstrip(" .") not in WORDS)
+    return _trained([*texts, *wanted * len(texts)], settings.vocab)
+
+
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.uint16]:
     """END, text, END, text, ..., END as ids."""
     end = tokenizer.token_to_id(END)
@@ -266,11 +311,11 @@ def _digest(settings: CorpusSettings, splits: Mapping[str, Sequence[Document]]) 
     }
     decided = {
         "version": VERSION,
-        # The path itself does not matter, its content does.
-        "settings": settings.model_dump(exclude={"source"}),
+        # The path itself does not matter, its content does; so do the programs and not the names of their tasks.
+        "settings": settings.model_dump(exclude={"source", "mix_tasks"}),
         "files": listed,
         "pieces": PIECES,
-        "programs": [mix_program(random.Random(i)) for i in range(32)],
+        "programs": [mix_program(random.Random(i), settings.mixed()) for i in range(32)],
     }
     return files.sha256(json.dumps(decided, sort_keys=True).encode()), listed
 
@@ -299,7 +344,7 @@ def build_corpus(folder: Path, settings: CorpusSettings, log: Log | None = None)
     programs = _mix(settings, sum(map(len, train)))
     say(f"corpus: {sum(len(d.text) for d in documents) / 1e6:.1f} MB in {len(documents)} files; making the tokenizer")
     with _threads():
-        tokenizer = _trained([*train, *programs], settings.vocab)
+        tokenizer = _fitting([*train, *programs], settings)
         ids = {name: _encoded(tokenizer, [d.text for d in part]) for name, part in splits.items()}
         ids["mix"] = _encoded(tokenizer, programs)
     with files.new_folder(folder) as new:
@@ -321,7 +366,7 @@ def build_corpus(folder: Path, settings: CorpusSettings, log: Log | None = None)
             },
         )
     corpus = load_corpus(folder)
-    for answer in sorted({a for spec in TASKS.values() for a in spec.answers}):
+    for answer in sorted({a for name in settings.mixed() for a in TASKS[name].answers}):
         corpus.token(answer)
     say("corpus: " + ", ".join(f"{n} {len(v):,} tokens" for n, v in corpus.ids.items()))
     return corpus

@@ -19,13 +19,11 @@ import torch
 from torch import Tensor
 
 from openwork.errors import unknown
-from openwork.tasks.images import image_split, shifted
+from openwork.tasks.images import Sides, image_split, shifted
 from openwork.tasks.task import Inputs, Split, Task
 
 HELD_OUT = 500  # images in one batch of held-out data
 SPLITS = ("train", "discover", "verify", "ood", "explain")
-
-Sides = tuple[tuple[int, ...], tuple[int, ...]]  # two groups of classes
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,34 @@ DIGITS = tuple(map(str, range(10)))
 
 PAIRS = {"three_eight": (3, 8), "four_nine": (4, 9), "one_seven": (1, 7)}
 
+Sides = tuple[tuple[int, ...], tuple[int, ...]]  # two groups of classes
+
+WITH_LOOP, WITHOUT_LOOP = (0, 6, 8, 9), (1, 2, 3, 5, 7)  # a 4 is in neither: some are written with a loop
+
+SIDES: dict[str, Sides] = {
+    **{name: ((a,), (b,)) for name, (a, b) in PAIRS.items()},
+    **{f"digit_{d}": ((d,), tuple(c for c in range(10) if c != d)) for d in range(10)},
+    "loops": (WITH_LOOP, WITHOUT_LOOP),
+}
+
+
+def told_apart(side: int) -> dict[str, str]:
+    """What the tasks of SIDES ask, of images of so many pixels a side."""
+    image = f"{'an' if side == 8 else 'a'} {side} x {side} image"
+    return {
+        **{name: f"tell a {a} from a {b} in {image}" for name, (a, b) in PAIRS.items()},
+        **{f"digit_{d}": f"tell {_a(d)} from the other nine; each competes with its counterpart's" for d in range(10)},
+        "loops": f"tell a digit with a loop (0, 6, 8, 9) from one without (1, 2, 3, 5, 7) in {image}; no fours",
+    }
+
+
+def _a(d: int) -> str:
+    return f"an {d}" if d == 8 else f"a {d}"
+
+
 DIGIT_TASKS: dict[str, str] = {
     "digits": "name the digit of an 8 x 8 image; it competes with the other nine",
-    **{name: f"tell a {a} from a {b} in an 8 x 8 image" for name, (a, b) in PAIRS.items()},
+    **told_apart(8),
 }
 
 
@@ -89,7 +114,7 @@ def image_split(
     name: str,
     labels: Tensor,
     ids: Tensor,
-    sides: tuple[tuple[int, ...], tuple[int, ...]] | None,
+    sides: Sides | None,
     n: int | None = None,
     classes: tuple[str, ...] = DIGITS,
 ) -> Chosen:
@@ -112,12 +137,10 @@ def image_split(
     return Chosen(name, ids, labels[ids], labels[ids][pair][:, None], pair, classes)
 
 
-def _split(name: str, pair: tuple[int, int] | None) -> Split:
-    """Images of all classes, or of a pair of them."""
+def _split(name: str, sides: Sides | None) -> Split:
+    """Images of all classes, or as many of one group of them as of another."""
     pixels, labels = _images()
-    chosen = image_split(
-        name, labels, _members()["verify" if name == "ood" else name], ((pair[0],), (pair[1],)) if pair else None
-    )
+    chosen = image_split(name, labels, _members()["verify" if name == "ood" else name], sides)
     x = pixels[chosen.ids]
     return chosen.split(shifted(x, 8), ", moved by one pixel") if name == "ood" else chosen.split(x)
 
@@ -126,9 +149,8 @@ def make_digit_task(name: str) -> Task:
     """The task of that name (see DIGIT_TASKS); refuses another with the nearest one."""
     if name not in DIGIT_TASKS:
         raise unknown("digits task", name, DIGIT_TASKS)
-    pair = PAIRS.get(name)
-    splits = {s: _split(s, pair) for s in ("discover", "verify", "ood", "explain")}
-    return Task(name, DIGIT_TASKS[name], splits, tuple(str(c) for c in pair or range(10)))
+    splits = {s: _split(s, SIDES.get(name)) for s in ("discover", "verify", "ood", "explain")}
+    return Task(name, DIGIT_TASKS[name], splits, tuple(str(c) for c in PAIRS.get(name, range(10))))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from openwork.errors import RunError, UsageError
-from openwork.tasks.image_files import ImageFileData, Images, Sides, make_image_task
-from openwork.tasks.images import PAIRS
+from openwork.tasks.image_files import ImageFileData, Images, make_image_task
+from openwork.tasks.images import SIDES, WITH_LOOP, Sides, told_apart
 from openwork.tasks.task import Task
 
 SIDE = 28
@@ -36,14 +36,12 @@ FILES = {  # part -> images, labels
     "t10k": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
-WITH_LOOP, WITHOUT = (0, 6, 8, 9), (1, 2, 3, 4, 5, 7)
-
-_SIDES: dict[str, Sides] = {"loop": (WITH_LOOP, WITHOUT), **{name: ((a,), (b,)) for name, (a, b) in PAIRS.items()}}
+_SIDES: dict[str, Sides] = {"loop": (WITH_LOOP, (1, 2, 3, 4, 5, 7)), **SIDES}
 
 MNIST_TASKS: dict[str, str] = {
     "mnist": "name the digit of a 28 x 28 image; it competes with the other nine",
     "loop": "tell a digit with a loop (0, 6, 8, 9) from one without; each competes with its counterpart's digit",
-    **{name: f"tell a {a} from a {b} in a 28 x 28 image" for name, (a, b) in PAIRS.items()},
+    **told_apart(SIDE),
 }
 
 

@@ -1,4 +1,4 @@
-"""Six questions about Python code with two answers each, after Gao et al. 2025 (arXiv 2511.13653, table 1).
+"""Questions about Python code with two answers each, after Gao et al. 2025 (arXiv 2511.13653, table 1).
 
 An example is a pair of prompts that differ minimally and have the same length in tokens; one calls for the first
 answer and the other for the second. Prompts are templates filled with words. Four *pools* besides the training mix
@@ -11,14 +11,15 @@ answer and the other for the second. Prompts are templates filled with words. Fo
 The templates and words of "verify" and "ood" were written once, before any model was scored on them; the other pools
 were adjusted until a small model could learn the tasks. Keep it so: adjust on "discover", never on "verify".
 
-What all pools share is what Python itself fixes (keywords, punctuation, digits), and for `with_open` the *kind* words
-("input", "save", ...): that "input" sounds like reading can only be known from having seen it, so the rest of the file
-name differs and the kind words do not.
+What all pools share is what Python itself fixes (keywords, punctuation, digits), the names that are answers, and for
+`with_open` the *kind* words ("input", "save", ...): that "input" sounds like reading can only be known from having seen
+it, so the rest of the file name differs and the kind words do not.
 
 Slots in a template: <v> ... <z>, <f>, <g> names; <a> ... <d> literals; <i> ... <n> numbers; <Q> and other capitals
 stand for what differs between the two members of a pair.
 
-Knows text, and of a tokenizer only what `Tokens` says. Does not know models or methods.
+The questions themselves are in `python_specs`. Knows text, and of a tokenizer only what `Tokens` says. Does not know
+models or methods.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
 import torch
 
 from openwork.errors import UsageError, unknown
+from openwork.tasks.python_specs import SIX, TASKS, TaskSpec
 from openwork.tasks.task import SPLITS, Split, Task
 
 END = "<|endoftext|>"
@@ -59,8 +60,7 @@ title tmp token tool top town trace trial trip trust turn union unit upper url u
 version view wait wall watch water wave wet win wing word zone
 """.split()  # noqa: SIM905
 
-READING = ("input", "source", "read", "load")
-WRITING = ("output", "result", "write", "save")
+MIXED = tuple(SIX)  # tasks of the training mix unless it is told otherwise
 
 POOLS = ("train", *SPLITS)
 _DEAL = ("verify", "discover", "ood", "train", "train", "train", "train", "explain", "train", "train")
@@ -84,303 +84,6 @@ class Tokens(Protocol):
         """The id of a text that is a single token; refuses any other text."""
         ...
 
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """One question.
-
-    about      what it asks, in one line
-    answers    the first and the second answer, each a single token
-    switches   slot in capitals -> what it stands for in the first and in the second member of a pair; where there are
-               several choices, one is drawn per member
-    rest       how the statement goes on after each answer (training mix only)
-    templates  pool -> prompts; the first two of "train", the shortest, come most often in the training mix
-    """
-
-    about: str
-    answers: tuple[str, str]
-    switches: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
-    rest: tuple[str, str]
-    templates: Mapping[str, tuple[str, ...]]
-
-
-def _swap(first: str, second: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return (first,), (second,)
-
-
-TASKS: dict[str, TaskSpec] = {
-    "single_double_quote": TaskSpec(
-        about="close a string and a call with the quote that opened the string",
-        answers=("')", '")'),
-        switches={"Q": _swap("'", '"'), "P": _swap('"', "'")},
-        rest=("", ""),
-        templates={
-            "train": (
-                "<f>(<Q><a>",
-                "<f>(<Q><a> <b>",
-                "<x> = <f>(<Q><a>",
-                "return <f>(<Q><a>",
-                "print(<Q><a> <b>",
-                "<f>(<x>, <Q><a>",
-                "<f>.<x>(<Q><a>",
-                "<x> = <P><a><P>\n<f>(<Q><b>",
-            ),
-            "discover": (
-                "<x> = <y>.<f>(<Q><a> <b>",
-                "<f>(<Q><a> <b> <c>",
-                "for <x> in <y>:\n    <f>(<Q><a>",
-                "<x>.<f>(<y>, <Q><a>",
-                "assert <f>(<Q><a> <b>",
-                "while <x>:\n    <y>.<f>(<Q><a>",
-                "<x>[<n>] = <f>(<Q><a> <b>",
-                "<x>.<y> = <f>(<Q><a> <b> <c>",
-            ),
-            "verify": (
-                "<x> += <f>(<Q><a>",
-                "<x> = not <f>(<Q><a> <b>",
-                "if <x>:\n    <f>.<y>(<Q><a> <b>",
-                "del <x>\n<f>(<Q><a> <b> <c>",
-            ),
-            "ood": (
-                "<f>(<P><a><P>)\n<g>(<x>, <P><b> <c><P>)\n<y> = <f>(<Q><d>",
-                "def <f>(<x>, <y>):\n    <z> = <P><a> <b><P>\n    return <g>(<z>, <Q><c>",
-                "<x> = <f>(<P><a> <b> <c><P>)\nwhile <y>:\n    if <x>:\n        <g>(<Q><d>",
-                "<x>[<P><a><P>] = <f>(<i>, <j>, <Q><b> <c>",
-            ),
-            "explain": (
-                "<x> -= <f>(<Q><a> <b>",
-                "<x>, <y> = <f>(<Q><a>",
-                "if <x> > <i>:\n    <f>(<x>, <Q><a> <b>",
-            ),
-        },
-    ),
-    "bracket_counting": TaskSpec(
-        about="close as many brackets as the list opened",
-        answers=("]]", "]"),
-        switches={"O": _swap("[[", "["), "P": _swap("[", "[["), "C": _swap("]", "]]")},
-        rest=("", ""),
-        templates={
-            "train": (
-                "<x> = <O><i>, <j>",
-                "<x> = <O><y>, <i>",
-                "<x> = <O><i>, <j>, <k>",
-                "<x> = <O><i>, <j>], [<k>, <n>",
-                "<x> = <O><y>, <z>",
-                "return <O><y>, <i>",
-                "if <x>:\n    <y> = <O><i>, <j>",
-                "<x> = <O><y>, <i>], [<z>, <j>",
-            ),
-            "discover": (
-                "<x> = <O><y>, <z>, <i>",
-                "<x>.<f> = <O><y>, <i>], [<w>, <j>",
-                "<x>[<i>] = <O><j>, <k>",
-                "while <x>:\n    <y> = <O><z>, <i>",
-                "<x> -= <O><y>, <i>",
-                "<x> = <y> + <O><z>, <i>",
-                "with <x>:\n    <y> = <O><i>, <j>, <k>",
-                "<x>, <y> = <O><z>, <i>], [<w>, <j>",
-            ),
-            "verify": (
-                "<f>.<x> = <O><y>, <i>, <j>",
-                "<x> = <y> = <O><i>, <j>",
-                "<x> = <i> + <O><y>, <j>",
-                "if <x>:\n    <y>.<z> = <O><i>, <j>], [<w>, <k>",
-            ),
-            "ood": (
-                "<x> = <P><y>, <i><C>\n<f>(<x>)\n<z> = <O><j>, <w>, <k>",
-                "def <f>(<x>):\n    <y> = <P><i>, <j><C>\n    return <O><x>, <y>, <k>",
-                "<x>.<y> = <O><i>, <z>, <j>], [<w>, <k>, <n>",
-                "while <x>:\n    <y> = <P><z>, <i><C>\n    if <y>:\n        <w> = <O><j>, <k>",
-            ),
-            "explain": (
-                "assert <x> == <O><y>, <i>",
-                "<x> *= <O><i>, <y>, <j>",
-                "if <x> > <k>:\n    <x> = <O><y>, <z>], [<i>, <j>",
-            ),
-        },
-    ),
-    "set_or_string": TaskSpec(
-        # str() and not "": both members of a pair then have the same number of tokens.
-        about="add to a variable as its type allows: a set by a method, a string by +=",
-        answers=(".add", " +="),
-        switches={"K": _swap("set", "str"), "L": _swap("str", "set")},
-        rest=("(<i>)", " <v>"),
-        templates={
-            "train": (
-                "<x> = <K>()\n<x>",
-                "<x> = <K>()\n<y> = <i>\n<x>",
-                "<x> = <K>()\nif <y>:\n    <x>",
-                "<x> = <K>()\nfor <y> in <z>:\n    <x>",
-                "<x> = <K>()\n<f>(<y>)\n<x>",
-                "<x> = <K>()\nwhile <y>:\n    <x>",
-            ),
-            "discover": (
-                "<x> = <K>()\n<y> = <f>(<z>)\n<x>",
-                "<x> = <K>()\nfor <y> in <f>(<z>):\n    <x>",
-                "<y> = <i>\n<x> = <K>()\n<x>",
-                "<x> = <K>()\nif <y> == <i>:\n    <x>",
-                "<x> = <K>()\nif not <y>:\n    <x>",
-                "<x> = <K>()\n<y> += <i>\n<x>",
-                "<f>(<y>)\n<x> = <K>()\nif <z>:\n    <x>",
-                "<x> = <K>()\nwhile <y> < <i>:\n    <x>",
-            ),
-            "verify": (
-                "<x> = <K>()\n<y> = <z> + <i>\n<x>",
-                "<x> = <K>()\nwith <y>:\n    <x>",
-                "import <y>\n<x> = <K>()\n<x>",
-                "<x> = <K>()\nfor <y> in <z>.<f>():\n    <x>",
-            ),
-            "ood": (
-                "<y> = <L>()\n<x> = <K>()\n<f>(<z>)\n<x>",
-                "def <f>(<y>, <z>):\n    <x> = <K>()\n    for <w> in <z>:\n        if <w>:\n            <x>",
-                "<x> = <K>()\n<y> = [<i>, <j>]\n<z> = <f>(<y>)\n<x>",
-                "class <f>:\n    def <g>(self):\n        <y> = <L>()\n        <x> = <K>()\n        <x>",
-            ),
-            "explain": (
-                "<x> = <K>()\n<y>.<f>()\n<x>",
-                "def <f>():\n    <x> = <K>()\n    <x>",
-                "<x> = <K>()\n<y>[<i>] = <z>\n<x>",
-            ),
-        },
-    ),
-    "for_while": TaskSpec(
-        about="go on after a variable as the loop's keyword demands",
-        answers=(" in", ":"),
-        switches={"K": _swap("for", "while"), "L": _swap("while", "for")},
-        rest=(" <v>:\n    pass", "\n    pass"),
-        templates={
-            "train": (
-                "<K> <x>",
-                "if <y>:\n    <K> <x>",
-                "<y> = <i>\n<K> <x>",
-                "<f>(<y>)\n<K> <x>",
-                "def <f>(<y>):\n    <K> <x>",
-                "with <f>():\n    <K> <x>",
-            ),
-            "discover": (
-                "<y> += <i>\n<K> <x>",
-                "with <y>:\n    <K> <x>",
-                "<y> = [<i>, <z>]\n<K> <x>",
-                "def <f>():\n    <K> <x>",
-                "<y>.<z> = <i>\n<K> <x>",
-                "if not <y>:\n    <K> <x>",
-                "<y> = <z> + <i>\n<K> <x>",
-                "<y> = <z>.<f>()\n<K> <x>",
-            ),
-            "verify": (
-                "<y> = <f>(<z>, <i>)\n<K> <x>",
-                "if <y> == <z>:\n    <K> <x>",
-                "import <y>\n<K> <x>",
-                "<y>.<f>(<z>)\n<K> <x>",
-            ),
-            "ood": (
-                "while <y>:\n    for <z> in <w>:\n        <f>(<z>)\n<K> <x>",
-                "def <f>(<y>, <z>):\n    if <y>:\n        <w> = <z>\n    <K> <x>",
-                "for <y> in <z>:\n    <w> = <y>\nwhile <w>:\n    <K> <x>",
-                "class <g>:\n    def <f>(self):\n        while <y>:\n            <z> = <i>\n        <K> <x>",
-            ),
-            "explain": (
-                "<y> -= <i>\n<K> <x>",
-                "assert <y>\n<K> <x>",
-                "if <y> > <i>:\n    <K> <x>",
-            ),
-        },
-    ),
-    "with_open": TaskSpec(
-        about="open a file for reading or for writing, as its name sounds",
-        answers=("r", "w"),
-        switches={"K": (READING, WRITING)},
-        rest=("') as <v>:\n    pass", "') as <v>:\n    pass"),
-        templates={
-            "train": (
-                "with open('<K>.txt', '",
-                "with open('<a>/<K>', '",
-                "with open('<K>/<a>.txt', '",
-                "with open('<a>/<K>.txt', '",
-                "with open('<a>-<K>.csv', '",
-                "with open('<K>-<a>.dat', '",
-                "with open('<K>-<a>', '",
-                "with open('/<a>/<K>', '",
-            ),
-            "discover": (
-                "with open('<a>/<K>-<b>.txt', '",
-                "<x> = <i>\nwith open('<K>/<a>.json', '",
-                "with open('<a>-<K>', '",
-                "while <x>:\n    with open('<a>-<K>.txt', '",
-                "with open('<a>/<b>/<K>.dat', '",
-                "<x>.<f>()\nwith open('<a>/<K>.csv', '",
-                "with open('<K>/<a>-<b>.txt', '",
-                "if not <x>:\n    with open('<K>-<a>.csv', '",
-            ),
-            "verify": (
-                "with open('<K>.<a>', '",
-                "<f>(<x>)\nwith open('<a>-<b>/<K>.txt', '",
-                "for <x> in <y>:\n    with open('<a>/<K>.json', '",
-                "with open('/<a>/<K>-<b>.csv', '",
-            ),
-            "ood": (
-                "<x> = <f>('<a>')\nif <x>:\n    with open('<b>/<c>-<K>.txt', '",
-                "def <f>(<x>, <y>):\n    <x> = <y> + <i>\n    with open('/<K>/<a>.dat', '",
-                "<x> = ['<a>', '<b>']\nwith open('<c>.<K>.txt', '",
-                "class <f>:\n    def <g>(self, <x>):\n        while <x>:\n            with open('<K>/<a>/<b>.json', '",
-            ),
-            "explain": (
-                "with open('<a>-<b>-<K>.txt', '",
-                "<x> += <i>\nwith open('<K>/<a>.csv', '",
-                "if <x> > <i>:\n    with open('<a>/<K>.dat', '",
-            ),
-        },
-    ),
-    "bracket_brace": TaskSpec(
-        about="go on after a string in a dict (a colon) or in a list (a comma)",
-        answers=("':", "',"),
-        switches={
-            "O": _swap("{", "["),
-            "S": _swap(":", ","),
-            "P": _swap("[", "{"),
-            "T": _swap(",", ":"),
-            "C": _swap("]", "}"),
-        },
-        rest=(" <n>}", " <n>]"),
-        templates={
-            "train": (
-                "<x> = <O>'<a>",
-                "<x> = <O>'<a> <b>",
-                "<x> = <O>'<a>'<S> <i>, '<b>",
-                "return <O>'<a>",
-                "<x> = <O>'<a>'<S> <y>, '<b>",
-                "<x>[<i>] = <O>'<a>",
-            ),
-            "discover": (
-                "<x> += <O>'<a>",
-                "while <x>:\n    <y> = <O>'<a>",
-                "<x>.<y> = <O>'<a>'<S> <i>, '<b>",
-                "<x> = <y>\n<z> = <O>'<a> <b>",
-                "<x>[<y>] = <O>'<a>",
-                "with <x>:\n    <y> = <O>'<a>",
-                "<x> = <i>\n<y> = <O>'<a>'<S> <x>, '<b>",
-                "<x>.<y>.<z> = <O>'<a> <b>",
-            ),
-            "verify": (
-                "<x> = <y> = <O>'<a> <b>",
-                "if <x>:\n    <y>.<z> = <O>'<a>",
-                "assert <x> == <O>'<a>",
-                "<x>.<f> = <y> = <O>'<a>'<S> <i>, '<b>",
-            ),
-            "ood": (
-                "<x> = <P>'<a>'<T> <i><C>\n<y> = <P>'<b>'<T> <j><C>\n<z> = <O>'<c> <d>",
-                "def <f>(<x>):\n    <y> = <P>'<a>'<T> <x><C>\n    return <O>'<b>",
-                "<x>.<y> = <O>'<a>'<S> <i>, '<b>'<S> <z>, '<c>",
-                "<x> = <P>'<a>'<T> <i><C>\nwhile <x>:\n    <z> = <O>'<b>'<S> <j>, '<c>",
-            ),
-            "explain": (
-                "<x> -= <i>\n<y> = <O>'<a>",
-                "if <x> > <i>:\n    <x> = <O>'<a>'<S> <y>, '<b>",
-                "<x>, <y> = <z>, <O>'<a>",
-            ),
-        },
-    ),
-}
 
 NEUTRAL = (
     "<x> = <i>",
@@ -416,9 +119,16 @@ def _fill(template: str, filling: Mapping[str, str]) -> str:
     return _SLOT.sub(lambda m: filling[m[1]], template)
 
 
-def _switched(spec: TaskSpec, member: int, rng: random.Random) -> dict[str, str]:
-    """What the slots in capitals stand for in the first (0) or second (1) member of a pair."""
-    return {slot: rng.choice(choices[member]) for slot, choices in spec.switches.items()}
+def _switches(spec: TaskSpec, template: str) -> list[str]:
+    """All that the capitals of a template may stand for."""
+    return [text for slot in _SLOT.findall(template) for side in spec.switches.get(slot, ()) for text in side]
+
+
+def _switched(spec: TaskSpec, member: int, filling: Mapping[str, str], rng: random.Random) -> dict[str, str]:
+    """A filling with what the slots in capitals stand for in the first (0) or second (1) member of a pair."""
+    drawn = {slot: rng.choice(choices[member]) for slot, choices in spec.switches.items()}
+    needed = {slot: text for slot, text in drawn.items() if filling.keys() >= set(_SLOT.findall(text))}
+    return {**filling, **{slot: _fill(text, filling) for slot, text in needed.items()}}
 
 
 # -- examples --------------------------------------------------------------------------------------------------------
@@ -430,8 +140,8 @@ def pairs(name: str, pool: str, seed: int = 0) -> Iterator[tuple[str, str]]:
     rng = random.Random(f"{name}/{pool}/{seed}")
     while True:
         for template in spec.templates[pool]:
-            filling = _draw((template,), pool, rng)
-            first, second = (_fill(template, filling | _switched(spec, m, rng)) for m in (0, 1))
+            filling = _draw((template, *_switches(spec, template)), pool, rng)
+            first, second = (_fill(template, _switched(spec, m, filling, rng)) for m in (0, 1))
             yield first, second
 
 
@@ -448,7 +158,7 @@ def _split(name: str, pool: str, tokens: Tokens, n: int, seed: int) -> Split:
             raise UsageError(
                 f'task {name}: of {tried} pairs of prompts for split "{pool}" only {len(texts) // 2} were distinct, '
                 f"alike in length and at most {LONGEST} tokens long; {n // 2} are needed. "
-                "Ask for fewer examples, or build the corpus with a larger vocab."
+                "Ask for fewer examples, or build the corpus with a larger vocab or with this task in its mix."
             )
         ids = [tokens.encode(END + p) for p in pair]
         if seen.isdisjoint(pair) and len(ids[0]) == len(ids[1]) <= LONGEST:
@@ -486,16 +196,17 @@ def _statement(spec: TaskSpec, rng: random.Random) -> str:
     template = rng.choice(templates[:2] if rng.random() < 0.4 else templates)
     member = rng.randrange(2)
     rest = spec.rest[member]
-    filling = _draw((template, rest), "train", rng) | _switched(spec, member, rng)
+    filling = _draw((template, rest, *_switches(spec, template)), "train", rng)
+    filling = _switched(spec, member, filling, rng)
     text = _fill(template, filling)
     last = text.rsplit("\n", 1)[-1]
     indent = last[: len(last) - len(last.lstrip())]
     return text + spec.answers[member] + _fill(rest, filling).replace("\n", "\n" + indent)
 
 
-def mix_program(rng: random.Random) -> str:
-    """A small program of the training mix: statements of all tasks, of the train pool only, among neutral lines."""
-    specs = list(TASKS.values())
+def mix_program(rng: random.Random, tasks: Sequence[str] = MIXED) -> str:
+    """A small program of the training mix: statements of some tasks, of the train pool only, among neutral lines."""
+    specs = [TASKS[name] for name in tasks]
     blocks = []
     for _ in range(rng.randint(1, 5)):
         if rng.random() < 0.9:

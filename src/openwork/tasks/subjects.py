@@ -22,6 +22,7 @@ from openwork.tasks.images import DIGIT_TASKS, digits_data, make_digit_task
 from openwork.tasks.jsonl import read_jsonl_task
 from openwork.tasks.mnist import MNIST_TASKS, MnistData, make_mnist_task
 from openwork.tasks.moons import MOON_TASKS, MoonData, make_moon_task
+from openwork.tasks.patterns import LONGEST, PATTERN_TASKS, WORDS, PatternData, make_pattern_task, rows
 from openwork.tasks.python_code import TASKS as PYTHON_TASKS
 from openwork.tasks.python_code import make_task
 from openwork.tasks.symbolic import FORMULAS, IN_CONTEXT, InContextData, SymbolicData, symbolic_data
@@ -68,14 +69,23 @@ class PythonSubject:
         self.n_ctx = n_ctx
 
     def task_names(self) -> tuple[str, ...]:
-        return tuple(PYTHON_TASKS)
+        """The tasks that the training mix exercises; the others may be asked too, where their answers are tokens."""
+        return self.corpus.settings.mixed()
 
     def task(self, name: str, n: int) -> Task:
         if name.endswith(".jsonl"):
             return read_jsonl_task(Path(name), self.corpus, self.n_ctx)
         if name not in PYTHON_TASKS:
             raise unknown("task", name, PYTHON_TASKS)
-        return make_task(name, self.corpus, n=n)
+        try:
+            return make_task(name, self.corpus, n=n)
+        except UsageError as e:
+            if name in self.corpus.settings.mixed():
+                raise
+            raise UsageError(
+                f"{name} is not in this run's training mix, and cannot be asked of it: {e} Train with it in the mix "
+                f'(--set "corpus.mix_tasks=[all]").'
+            ) from e
 
     def training_data(self, batch: int, seed: int) -> LanguageData:
         return LanguageData(self.corpus, self.n_ctx, batch, seed)
@@ -184,6 +194,39 @@ class OperationSubject(OwnDataSubject):
         return lambda token: (*self.operation.symbols, "=")[token]
 
 
+class PatternSubject(OwnDataSubject):
+    """A tiny language in which inductions, indirect objects and years that follow years are to be told."""
+
+    name = "patterns"
+
+    def __init__(self, n_ctx: int) -> None:
+        if n_ctx < LONGEST:
+            raise UsageError(
+                f"patterns is a language for models that read at least {LONGEST} tokens; this one reads {n_ctx} "
+                "(model.n_ctx)."
+            )
+        self.n_ctx = n_ctx
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(PATTERN_TASKS)
+
+    def task(self, name: str, n: int) -> Task:
+        if name.endswith(".jsonl"):
+            raise UsageError("a JSONL task is a task about Python; this run was trained on another language.")
+        if name not in PATTERN_TASKS:
+            raise unknown("task", name, PATTERN_TASKS)
+        return make_pattern_task(name, n)
+
+    def training_data(self, batch: int, seed: int) -> PatternData:
+        return PatternData(self.n_ctx, seed, batch)
+
+    def text(self, n: int) -> Tensor | None:
+        return rows("explain", n, self.n_ctx, "text")
+
+    def decode(self) -> Callable[[int], str] | None:
+        return lambda token: f" {WORDS[token]}"
+
+
 class MoonSubject(OwnDataSubject):
     """Points of two half circles in the plane."""
 
@@ -252,6 +295,7 @@ def _regression(name: str) -> Callable[[Path, int], Subject]:
 
 SUBJECTS: dict[str, SubjectKind] = {
     "python": SubjectKind("Python source", {n: s.about for n, s in PYTHON_TASKS.items()}, "corpus", PythonSubject),
+    "patterns": SubjectKind("a tiny language", PATTERN_TASKS, "", lambda _data, n_ctx: PatternSubject(n_ctx)),
     "digits": SubjectKind("images", DIGIT_TASKS, "", lambda _data, _n_ctx: DigitsSubject()),
     "mnist": _image_files("mnist", MNIST_TASKS, make_mnist_task, MnistData),
     "cifar10": _image_files("cifar10", CIFAR_TASKS, make_cifar_task, CifarData),
