@@ -24,7 +24,6 @@ from openwork.circuit import Evidence
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
 from openwork.modules import find_modules, load_modules, shown
-from openwork.patching import graph_of, weight_of
 from openwork.presets import DIGITS, PRESETS, QUOTES, DataSettings, Preset
 from openwork.progress import Progress
 from openwork.runs import (
@@ -45,6 +44,7 @@ from openwork.runs import (
     slug_of,
     train_plan,
 )
+from openwork.searches import repeat, shuffled
 from openwork.settings import assigned, filled
 from openwork.tasks.corpus import build_corpus
 from openwork.tasks.images import DIGIT_TASKS
@@ -187,13 +187,7 @@ def shuffle_weights(out: Path, seed: int) -> None:
         return
     settings = read_yaml(out / "sparse" / "run.yaml")
     begin_run(folder, settings | {"weights": "those of sparse, shuffled within each matrix"})
-    model = store.load_model(out / "sparse" / "model")
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for e in graph_of(model).links:
-            if e.kind == "weight":
-                w = weight_of(model.get_submodule(e.module))
-                w.copy_(w.flatten()[torch.randperm(w.numel(), generator=rng)].view(w.shape))
+    model = shuffled(store.load_model(out / "sparse" / "model"), seed)
     store.save_model(folder / "model", model)
     store.write_json(folder / "result.json", figures_of(open_run(folder)))
 
@@ -443,9 +437,22 @@ def discover_run(
     return {"run": str(run), **found}
 
 
-def verify_run(run: Path, circuit: str, seed: int, progress: Progress | None = None) -> Result:
-    """Tests every claim of a circuit on data that discovery never saw."""
-    (checked,) = map_jobs([Job("verify", check_circuit, (run, circuit, seed))], 1, progress or Progress(False))
+def verify_run(
+    run: Path,
+    circuit: str,
+    seed: int,
+    progress: Progress | None = None,
+    searches: bool = False,
+    workers: int | None = None,
+) -> Result:
+    """Tests every claim of a circuit on data that discovery never saw.
+
+    searches  also repeat the search that found it, where there is nothing to find and with other seeds and on halves
+              of the data: three controls, and whether it is stable
+    """
+    progress = progress or Progress(False)
+    controls = repeat(run, circuit, seed, workers or available_cores(), progress) if searches else ()
+    (checked,) = map_jobs([Job("verify", check_circuit, (run, circuit, seed, controls))], 1, progress)
     return checked
 
 

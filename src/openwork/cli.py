@@ -194,6 +194,13 @@ class VerifyOptions(SeedOptions):
     """openwork verify"""
 
     circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
+    searches: bool = Field(
+        default=False,
+        description="Also repeat the search: on nonsense, where it should fail, and with other seeds and data.",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes for --searches; by default as many as there are cores free."
+    )
 
 
 class ModulesOptions(SeedOptions):
@@ -337,7 +344,8 @@ def verify(run: Run, /, *, options: Annotated[VerifyOptions, Flat]) -> None:
     def body(progress: Progress) -> Result:
         from openwork import bench
 
-        return bench.verify_run(run, options.circuit, options.seed, progress)
+        o = options
+        return bench.verify_run(run, o.circuit, o.seed, progress, o.searches, o.workers)
 
     execute(body, options)
 

@@ -26,6 +26,7 @@ from openwork.errors import UsageError
 from openwork.progress import Progress
 from openwork.runs import Run, circuit_folder, done, judged_on, keep, key_of, open_run, relabelled
 from openwork.verify import control, stable
+from openwork.verify.question import live_nodes
 from openwork.workers import Job, map_jobs, report
 
 Result = dict[str, Any]
@@ -54,7 +55,7 @@ def search_again(path: Path, name: str, variant: str) -> Result:
     run = open_run(path)
     first = store.load_circuit(circuit_folder(run, name), run.digest)
     result = store.read_json(circuit_folder(run, name) / "result.json")
-    folder = path / "controls" / f"{circuit_folder(run, name).name}-{variant.replace(' ', '-').replace('+', 'plus')}"
+    folder = _folder(run, name, variant)
     key = key_of(result["key"], variant, "again")
     if (have := done(folder, key)) is not None:
         return have
@@ -80,6 +81,12 @@ def search_again(path: Path, name: str, variant: str) -> Result:
         out |= judged_on(model, reference, circuit, held_out)
     keep(folder, circuit, {"result.json": out})
     return out
+
+
+def _folder(run: Run, name: str, variant: str) -> Path:
+    """Where a repetition is kept."""
+    slug = variant.replace(" + ", "-plus-").replace(" ", "-")
+    return run.path / "controls" / f"{circuit_folder(run, name).name}-{slug}"
 
 
 def _subject(run: Run, variant: str, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -118,12 +125,11 @@ def repeat(
     if repeated:
         circuits: list[Circuit | None] = [store.load_circuit(folder, run.digest)]
         for v in repeated:
-            at = path / "controls" / f"{folder.name}-{v.replace(' ', '-').replace('+', 'plus')}"
-            circuits.append(store.load_circuit(at) if again[v]["status"] == "ok" else None)
+            circuits.append(store.load_circuit(_folder(run, name, v)) if again[v]["status"] == "ok" else None)
         evidence.append(
             stable(
                 circuits, ("as found", *repeated), n=len(run.task(result["task"]).split("discover")), seed=seed,
-                support=patching.support(run.model),
+                live=live_nodes(run.model), support=patching.support(run.model),
             )
         )  # fmt: skip
     return tuple(evidence)
