@@ -21,7 +21,8 @@ from openwork.runs import check_circuit, circuit_folder, open_run
 from openwork.workers import Job, map_jobs
 
 CLAIMS = {
-    "sufficient", "necessary", "one_minimal", "generalises", "agrees_on_mistakes", "robust", "adversarial",
+    "sufficient", "necessary", "one_minimal", "generalises", "agrees_on_mistakes", "robust",
+    "certified", "adversarial",
     "reference_dependence", "selective",
     "nonsense_control", "swapped_control", "random_weights_control",
 }  # fmt: skip
