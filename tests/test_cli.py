@@ -53,7 +53,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
     fake = FakeBench()
     monkeypatch.setitem(sys.modules, "openwork.bench", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(openwork, "bench", fake, raising=False)
-    monkeypatch.setitem(sys.modules, "openwork.compare", fake)  # type: ignore[arg-type]
+    for other in ("compare", "ground_truth"):
+        monkeypatch.setitem(sys.modules, f"openwork.{other}", fake)  # type: ignore[arg-type]
     return fake
 
 
@@ -135,13 +136,18 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
         ("tasks --run runs/a", ("list_tasks", (Path("runs/a"),))),
         (
             "discover runs/a --task single_double_quote",
-            ("discover_run", (Path("runs/a"), "single_double_quote", "masks", 0.15, 0, ())),
+            ("discover_run", (Path("runs/a"), "single_double_quote", "masks", 0.15, 0, (), None)),
         ),
         (
             "discover runs/a --task t.jsonl --method other --target 0.3 --seed 2 --set calibrate=true",
-            ("discover_run", (Path("runs/a"), "t.jsonl", "other", 0.3, 2, ("calibrate=true",))),
+            ("discover_run", (Path("runs/a"), "t.jsonl", "other", 0.3, 2, ("calibrate=true",), None)),
         ),
-        ("verify runs/a --circuit c --seed 4", ("verify_run", (Path("runs/a"), "c", 4))),
+        ("verify runs/a --circuit c --seed 4", ("verify_run", (Path("runs/a"), "c", 4, False, None))),
+        ("verify runs/a --circuit c --searches --workers 2", ("verify_run", (Path("runs/a"), "c", 0, True, 2))),
+        (
+            "bench planted --methods a,b c --cases x --out f.json",
+            ("bench_planted", (("a", "b", "c"), ("x",), 0, None, Path("f.json"))),
+        ),
         ("modules runs/a", ("modules_run", (Path("runs/a"), None, None, 20, 0))),
         (
             "modules runs/a --modules 3 --partition spectral --draws 50 --seed 2",
@@ -167,8 +173,8 @@ def test_the_bench_takes_what_the_command_line_passes() -> None:
         ("run_digits", (Path("o"), "cpu", 0, "cpu", None, (), progress)),
         ("train_run", ("python", "topk", 0.05, Path("o"), None, "cpu", 0, "cpu", None, None, (), progress)),
         ("list_tasks", (None,)),
-        ("discover_run", (Path("o"), "t", "masks", 0.15, 0, (), progress)),
-        ("verify_run", (Path("o"), "c", 0, progress)),
+        ("discover_run", (Path("o"), "t", "masks", 0.15, 0, (), progress, None)),
+        ("verify_run", (Path("o"), "c", 0, progress, True, 2)),
         ("modules_run", (Path("o"), 4, "blocks", 20, 0, progress)),
         ("show_run", (Path("o"),)),
         ("view_run", (Path("o"), progress)),
