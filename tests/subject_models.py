@@ -56,6 +56,10 @@ VARIANTS: dict[str, BaseModel] = {
     "transformer of real numbers, no norm": models.TransformerConfig(
         **SMALL, inputs=1, outputs=2, bigram=False, norm=False, positions=False
     ),
+    "transformer, LayerNorm, unembedding bias": models.TransformerConfig(
+        **SMALL, norm="layer", bigram=False, unembed_bias=True
+    ),
+    "transformer, RMSNorm, unembedding bias": models.TransformerConfig(**SMALL, norm="rms", unembed_bias=True),
     "transformer, everything": models.TransformerConfig(**SMALL, sink=True, abstopk=0.5, positions=False, bigram=False),
 }
 VARIANTS |= {

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from openwork.errors import OpenworkError, RunError, UsageError
     from openwork.explain import build_dossier
     from openwork.graph import Graph, Link, Site
-    from openwork.models import MLP, MODELS, MLPConfig, Transformer, TransformerConfig, build
+    from openwork.models import (
+        MLP,
+        MODELS,
+        Components,
+        MLPConfig,
+        Transformer,
+        TransformerConfig,
+        at_granularity,
+        build,
+        read_transformer_lens,
+    )
     from openwork.patching import (
         compact,
         counterfactual_reference,
@@ -56,7 +66,8 @@ _PUBLIC = {  # module -> its public names
     "errors": "OpenworkError RunError UsageError",
     "explain": "build_dossier",
     "graph": "Graph Link Site",
-    "models": "MLP MODELS MLPConfig Transformer TransformerConfig build",
+    "models": "MLP MODELS Components MLPConfig Transformer TransformerConfig at_granularity build "
+    "read_transformer_lens",
     "patching": "compact counterfactual_reference mean_reference patched record resample_reference run support "
     "zero_reference",
     "progress": "Progress",

@@ -14,8 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from openwork.discover.exact import ExactResult, exact_minimum
+from openwork.discover.acdc import ACDCSettings, acdc
+from openwork.discover.attribution import AttributionSettings, IntegratedSettings, attribution, ig_inputs, ig_masks
+from openwork.discover.exact_patching import ExactSettings, exact_patching
 from openwork.discover.masks import MaskSettings, learned_masks
+from openwork.discover.minimum import ExactResult, exact_minimum
 from openwork.discover.search import (
     Discovery,
     Method,
@@ -35,6 +38,11 @@ from openwork.tasks.task import Split
 
 METHODS: dict[str, tuple[Method, type[SearchSettings]]] = {
     "masks": (learned_masks, MaskSettings),
+    "attribution": (attribution, AttributionSettings),
+    "ig_inputs": (ig_inputs, IntegratedSettings),
+    "ig_masks": (ig_masks, IntegratedSettings),
+    "exact_patching": (exact_patching, ExactSettings),
+    "acdc": (acdc, ACDCSettings),
 }
 
 
@@ -74,6 +82,7 @@ def find(
 
 
 __all__ = [
-    "METHODS", "Discovery", "ExactResult", "MaskSettings", "Method", "OwnMethod", "Progress", "Search",
-    "SearchSettings", "exact_minimum", "find", "schema_of", "trim",
+    "METHODS", "ACDCSettings", "AttributionSettings", "Discovery", "ExactResult", "ExactSettings", "IntegratedSettings",
+    "MaskSettings", "Method", "OwnMethod", "Progress", "Search", "SearchSettings", "exact_minimum", "find", "schema_of",
+    "trim",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from openwork.patched_run import PatchedRun
 from openwork.tasks.task import Split
 
 Progress = Callable[[int, int], None]
+MetricName = Literal["loss", "logit_difference", "probability_difference", "kl"]  # of tasks.metrics.METRICS
 
 
 class SearchSettings(BaseModel):
@@ -149,4 +150,7 @@ def finish(search: Search, answer: Answer, origin: Mapping[str, Any]) -> Discove
     return Discovery("ok", circuit, search.run.loss(search.choose, circuit), full, scores, tuple(tried), origin)
 
 
-__all__ = ["Answer", "Discovery", "Method", "OwnMethod", "Progress", "Search", "SearchSettings", "begin", "finish"]
+__all__ = [
+    "Answer", "Discovery", "Method", "MetricName", "OwnMethod", "Progress", "Search", "SearchSettings", "begin",
+    "finish",
+]  # fmt: skip

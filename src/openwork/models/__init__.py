@@ -1,7 +1,13 @@
 """What a model owes us: `forward`, `graph()` and a `config` from which it can be built again.
 
-MODELS is the one list of the kinds of model; a new kind is a new file and one line here. A model may also offer
-`compact(nodes, edges, reference)` (see `patching.compact`); without it the general way is used.
+MODELS is the one list of the kinds of model; a new kind is a new file and one line here. A model may also offer what
+discovery then uses in place of its general ways:
+
+    compact(circuit, reference)                 a circuit laid out small (see `patching.compact`)
+    edge_attribution(inputs, reference, ...)    first-order scores of all its edges (see `models.edge_algebra`)
+    edge_runs(inputs, reference)                runs with edges that go one after the other (see `models.edge_runs`)
+
+`Components` views a transformer with its heads and MLPs as nodes; the nodes of other kinds are neurons and channels.
 """
 
 from __future__ import annotations
@@ -16,8 +22,10 @@ from torch import nn
 from openwork.errors import unknown
 from openwork.graph import Graph
 from openwork.models.cnn import CNN, CNNConfig
+from openwork.models.components import Components, at_granularity
 from openwork.models.mlp import MLP, MLPConfig
 from openwork.models.transformer import Transformer, TransformerConfig
+from openwork.models.transformer_lens import read_transformer_lens
 from openwork.settings import checked
 
 MODELS: dict[str, tuple[type[nn.Module], type[BaseModel]]] = {
@@ -52,5 +60,6 @@ def build(config: BaseModel | Mapping[str, Any], seed: int = 0) -> nn.Module:
 
 
 __all__ = [
-    "CNN", "MLP", "MODELS", "CNNConfig", "MLPConfig", "Subject", "Transformer", "TransformerConfig", "build",
+    "CNN", "MLP", "MODELS", "CNNConfig", "Components", "MLPConfig", "Subject", "Transformer", "TransformerConfig",
+    "at_granularity", "build", "read_transformer_lens",
 ]  # fmt: skip

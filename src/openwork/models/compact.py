@@ -71,6 +71,8 @@ class TransformerLayout(Layout):
         index = self.node_index["final.in"]
         self.w_out = (w * kept)[:, index]
         self.b_out = (w * (1 - kept)) @ self.r["final.in"]
+        if model.unembed.bias is not None:
+            self.b_out = self.b_out + model.unembed.bias.detach()
         self._begun: dict[tuple[int, ...], _Begun] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -278,8 +280,13 @@ class _AttentionPart:
 
 
 def compact_transformer(model: Transformer, circuit: Circuit, reference: Mapping[str, Tensor]) -> Layout | None:
-    """The small layout, or None where it does not apply: AbsTopK ranks all nodes together, so none can be left out."""
+    """The small layout, or None where it does not apply: AbsTopK ranks all nodes together, so none can be left out.
+
+    Nor does it for LayerNorm, whose mean is one more sum over the channels that are not in use.
+    """
     c = model.config
+    if c.norm == "layer":
+        return None
     embeds = [e.name for e in circuit.graph.links if e.counts == "embedding"]
     cut = set(masks_of(model, circuit)[1])
     on_cpu = next(model.parameters()).device.type == "cpu"

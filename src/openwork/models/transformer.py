@@ -5,7 +5,8 @@ attention sink, a frozen bigram table added to the logits, optional AbsTopK at a
 a node lives is a `Node` submodule, so that a site is a place in the module tree, and every matrix is a link.
 
 Other settings make the small transformers of the literature on algorithmic tasks: ReLU, no norms, real numbers instead
-of tokens at the input (read by a matrix in the place of the embedding), another number of outputs than of tokens.
+of tokens at the input (read by a matrix in the place of the embedding), another number of outputs than of tokens; and
+those of the GPT-2 kind: LayerNorm, a bias on the unembedding.
 
 Shapes: B sequences, T positions, D residual channels, H heads, C = D channels of q, k and v, F neurons, V outputs.
 
@@ -49,13 +50,17 @@ class TransformerConfig(BaseModel):
     sink: bool = False
     bigram: bool = True
     norm_gain: bool = True
-    norm: bool = Field(True, description="RMSNorm before every sublayer and the unembedding")
+    norm: bool | Literal["rms", "layer"] = Field(
+        True,
+        description="before every sublayer and the unembedding: rms (or true) RMSNorm, layer LayerNorm, false none",
+    )
     activation: Literal["gelu", "relu"] = "gelu"
     init_std: float = Field(
         0.02, gt=0, description="of fresh matrices; small models without norms want about 1/sqrt(d)"
     )
     inputs: int = Field(0, ge=0, description="width of real-valued inputs; 0 means token ids below `vocab`")
     outputs: int = Field(0, ge=0, description="0 means one per token of the vocabulary")
+    unembed_bias: bool = Field(False, description="a bias on the logits")
     abstopk: float = Field(1.0, gt=0, le=1, description="share of entries that AbsTopK keeps per token; 1 is off")
     abstopk_at: tuple[Location, ...] = (
         "attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out",
@@ -186,7 +191,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = _norm(c)
         self.read = Node()
-        self.unembed = nn.Linear(c.d_model, c.logits, bias=False)
+        self.unembed = nn.Linear(c.d_model, c.logits, bias=c.unembed_bias)
         self.register_buffer("bigram", torch.zeros(c.vocab, c.vocab) if c.bigram else None)
         self.table = Node()
         self.logits = Node()
@@ -282,4 +287,7 @@ def _node(c: TransformerConfig, location: Location, size: int) -> Node:
 
 
 def _norm(c: TransformerConfig) -> nn.Module:
-    return nn.RMSNorm(c.d_model, elementwise_affine=c.norm_gain) if c.norm else nn.Identity()
+    """The norm that the config asks for; LayerNorm's gain comes with a bias."""
+    if not c.norm:
+        return nn.Identity()
+    return (nn.LayerNorm if c.norm == "layer" else nn.RMSNorm)(c.d_model, elementwise_affine=c.norm_gain)

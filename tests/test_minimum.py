@@ -13,7 +13,7 @@ from torch import nn
 from openwork import patching
 from openwork.circuit import Circuit, induced_edges
 from openwork.discover import ExactResult, exact_minimum
-from openwork.discover.exact import SHOWN
+from openwork.discover.minimum import SHOWN
 from openwork.errors import UsageError
 from openwork.models import MLP, CNNConfig, MLPConfig, TransformerConfig, build
 from openwork.models.cnn import ConvBlock
