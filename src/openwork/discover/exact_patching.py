@@ -51,10 +51,8 @@ def exactly(
     folder  where the table is written, or read from where the same search was broken off; RunError for another's
     """
     masks = candidates(run.graph, run.support, of)
-    book = Notebook(
-        folder and folder / "exact_patching.json",
-        key_of(run, parts, method="exact_patching", metric=metric.name, of=of),
-    )
+    key = key_of(run, parts, method="exact_patching", metric=metric.name, of=of)
+    book = Notebook(folder and folder / "exact_patching.json", key)
     scores = {n: torch.zeros(m.shape, dtype=torch.float64) for n, m in masks.items()}
     told = book.read()
     done = int(told["done"]) if told is not None else 0
