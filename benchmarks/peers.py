@@ -321,8 +321,8 @@ def over_all_sizes(bench: Bench) -> list[str]:
         lines += [["", tool, "", cpr, cmd] for tool, cpr, cmd in AREAS[name]]
     return [
         "## Over all sizes",
-        "CPR (integral of the faithfulness over the share of edges kept; f = 1 throughout gives .999) and CMD (integral "
-        "of its distance from 1; 0 is best), on the ten sizes of the MIB benchmark, with a 95 % interval over the 64 "
+        "CPR (integral of the faithfulness over the share of edges kept; f = 1 throughout gives .999) and CMD (that of "
+        "its distance from 1; 0 is best), on the ten sizes of the MIB benchmark, with a 95 % interval over the 64 "
         "prompts; theirs have none. The benchmark ranks edges by signed score for CPR and by its size for CMD. The "
         "others' CPR agrees with ours by *size*: it was not taken by signed score, which leaves out edges that matter "
         "by holding the answer back, and tells plain attribution from the rest.",
