@@ -25,6 +25,7 @@ from openwork.bench import discover_run, train_run, verify_run
 from openwork.circuit import HOLDS
 from openwork.errors import UsageError
 from openwork.files import write_text
+from openwork.patched_run import PatchedRun
 from openwork.progress import Progress
 from openwork.runs import Run, judged, open_run
 from openwork.tasks.python_code import TASKS
@@ -38,14 +39,14 @@ GRADE = {"holds": "yes", "fails": "**no**", "too little data": "open"}
 
 def solved(run: Run) -> tuple[list[str], list[list[str]]]:
     """The tasks whose loss on the discover split is at most the target, and a line for each of the twenty."""
-    names, lines = [], []
+    asking, names, lines = PatchedRun(run.model, run.reference), [], []
     for name in TASKS:
         try:
             task = run.task(name)
         except UsageError:
             lines.append([name, "", "", "", "", "its answers are no tokens of this corpus"])
             continue
-        seen, held_out = (judged(run, None, task.split(s)) for s in ("discover", "verify"))
+        seen, held_out = (judged(asking, None, task.split(s)) for s in ("discover", "verify"))
         if seen["loss"] <= TARGET:
             names.append(name)
         said = "yes" if seen["loss"] <= TARGET else "no"

@@ -23,7 +23,21 @@ FLOORS = {
     "subjects": {"tasks", "models"},
     "questions": {"patched_run"},
     "stages": {"training", "discover", "planted", "verify", "explain", "views", "export"},
-    "above": {"own", "presets", "runs", "modules", "bench", "compare", "ground_truth", "searches", "cli", "__main__"},
+    "above": {
+        "own",
+        "presets",
+        "keeper",
+        "frontier",
+        "runs",
+        "discover_all",
+        "modules",
+        "bench",
+        "compare",
+        "ground_truth",
+        "searches",
+        "cli",
+        "__main__",
+    },
 }
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
 SAME_FLOOR = {"values", "tools", "above"}

@@ -136,11 +136,17 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
         ("tasks --run runs/a", ("list_tasks", (Path("runs/a"),))),
         (
             "discover runs/a --task single_double_quote",
-            ("discover_run", (Path("runs/a"), "single_double_quote", "masks", 0.15, 0, (), None)),
+            (
+                "discover_run",
+                (Path("runs/a"), "single_double_quote", "masks", 0.15, 0, (), "mean", "weights", None, None),
+            ),
         ),
         (
             "discover runs/a --task t.jsonl --method other --target 0.3 --seed 2 --set calibrate=true",
-            ("discover_run", (Path("runs/a"), "t.jsonl", "other", 0.3, 2, ("calibrate=true",), None)),
+            (
+                "discover_run",
+                (Path("runs/a"), "t.jsonl", "other", 0.3, 2, ("calibrate=true",), "mean", "weights", None, None),
+            ),
         ),
         ("verify runs/a --circuit c --seed 4", ("verify_run", (Path("runs/a"), "c", 4, False, None))),
         ("verify runs/a --circuit c --searches --workers 2", ("verify_run", (Path("runs/a"), "c", 0, True, 2))),

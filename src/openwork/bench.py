@@ -21,6 +21,7 @@ import torch
 
 from openwork import stats, store
 from openwork.circuit import Evidence
+from openwork.discover_all import discover_tasks
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
 from openwork.modules import find_modules, load_modules, shown
@@ -421,18 +422,24 @@ def discover_run(
     seed: int,
     settings: Sequence[str] = (),
     progress: Progress | None = None,
+    reference: str = "mean",
+    granularity: str = "weights",
+    workers: int | None = None,
     model: str | None = None,
 ) -> Result:
-    """Looks for the circuit of a task in a trained model.
+    """Looks for the circuit of a task in a trained model; of "all" tasks, or of several as "a,b,c", side by side.
 
-    settings  of the method, each as "name=value"
-    model     a user's own model, "module:function", for which the run folder is begun
+    settings     of the method, each as "name=value"
+    reference    what ablated nodes send; granularity: what a node is; workers: processes for several tasks
+    model        a user's own model, "module:function", for which the run folder is begun
     """
     if model is not None:
         begin_own_run(run, model, task)
     values = method_settings(method, **{"target": target, "seed": seed, **assigned(settings)})
+    if task == "all" or "," in task:
+        return discover_tasks(run, task, method, values, reference, granularity, workers, progress or Progress(False))
     label = f"discover {slug_of(task)}"
-    job = Job(label, find_circuit, (run, task, method, values, label))
+    job = Job(label, find_circuit, (run, task, method, values, label, "right", reference, granularity))
     (found,) = map_jobs([job], 1, progress or Progress(False))
     return {"run": str(run), **found}
 
@@ -479,7 +486,7 @@ def view_run(run: Path, progress: Progress | None = None) -> Result:
     comparison = (run / "run.yaml").exists() and read_yaml(run / "run.yaml").get("kind") == "comparison"
     if not comparison:
         opened = open_run(run)
-        names = [n for n in opened.circuits() if (run / "circuits" / n / "circuit.json").exists()]
+        names = [n for n in opened.circuits() if drawable(run / "circuits" / n)]
         if not lay_out_network(run) and not names and load_modules(run) is None:
             raise UsageError(
                 f"{run} has no circuit yet; find one with: openwork discover {run} --task TASK, or its modules with: "
@@ -488,6 +495,13 @@ def view_run(run: Path, progress: Progress | None = None) -> Result:
         map_jobs([Job(f"lay out {n}", lay_out, (run, n)) for n in names], 1, progress or Progress(False))
     page, drawing = build_page(run), run / "layout.svg"
     return {"run": str(run), "page": str(page), **({"drawing": str(drawing)} if drawing.exists() else {})}
+
+
+def drawable(folder: Path) -> bool:
+    """Whether a folder holds a circuit whose nodes are channels: the page draws no heads and MLPs."""
+    if not (folder / "circuit.json").exists():
+        return False
+    return store.read_json(folder / "result.json").get("granularity", "weights") == "weights"
 
 
 def check_device(device: str) -> None:

@@ -179,11 +179,22 @@ class TasksOptions(Options):
 class DiscoverOptions(SeedOptions):
     """openwork discover"""
 
-    task: str = Field(description="Name of a task (see openwork tasks), a JSONL file, or module:function of your own.")
+    task: str = Field(
+        description="Name of a task (see openwork tasks), a JSONL file, or module:function of your own; several as "
+        "a,b,c; or all."
+    )
     model: str | None = Field(
         default=None, description="Your own model, module:function; RUN is then a new folder, or one made this way."
     )
-    method: str = Field(default="masks", description="Way of searching.")
+    method: str = Field(default="masks", description="Way of searching, or your own as module:function.")
+    reference: Literal["mean", "zero", "counterfactual", "resample"] = Field(
+        default="mean", description="What nodes outside the circuit send: the training mix's mean, zero, what they "
+        "send on the example's counterpart, or on another example.",
+    )  # fmt: skip
+    granularity: str = Field(default="weights", description="What counts as a node: weights are single channels.")
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes for several tasks; by default as many as there are cores free."
+    )
     target: float = Field(default=0.15, gt=0, description="Task loss in nats that the circuit has to reach.")
     settings: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True)] = Field(
         default=(), description="Any setting of the method, as NAME=VALUE; a wrong name lists what there is."
@@ -332,7 +343,10 @@ def discover(run: Run, /, *, options: Annotated[DiscoverOptions, Flat]) -> None:
         from openwork import bench
 
         o = options
-        return bench.discover_run(run, o.task, o.method, o.target, o.seed, o.settings, progress, o.model)
+        return bench.discover_run(
+            run, o.task, o.method, o.target, o.seed, o.settings, progress, o.reference, o.granularity, o.workers,
+            o.model,
+        )  # fmt: skip
 
     execute(body, options)
 

@@ -5,7 +5,8 @@
     model/          config.json, model.safetensors
     layout.json     where the nodes are and the strongest edges between them, where training gave them places
     reference/      the mean of every node over the training mix (mean ablation), bound to the model's digest
-    circuits/X/     circuit.json, tensors.safetensors, result.json, dossier.json
+    circuits/X/     circuit.json, tensors.safetensors, result.json, dossier.json, frontier.json (see `frontier`);
+                    .part/ while a search is under way
     controls/X/     result.json of searches that should fail
     modules/        modules.json, and each module as a circuit: 0/, 1/, ... (see `modules`)
 
@@ -20,7 +21,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,20 +32,24 @@ from torch import Tensor, nn
 
 from openwork import own, patching, store
 from openwork.circuit import Circuit, Evidence
-from openwork.discover import Discovery, MaskSettings, find, schema_of, trim
+from openwork.discover import METHODS, Discovery, MaskSettings, OwnMethod, find, schema_of, trim
 from openwork.errors import RunError, UsageError, unknown
 from openwork.explain.dossier import build_dossier
 from openwork.explain.wiring import VERSION as WIRING_VERSION
 from openwork.explain.wiring import build_wiring
 from openwork.files import plain, read_yaml
-from openwork.models import build
+from openwork.frontier import nested
+from openwork.keeper import FolderKeeper
+from openwork.models import at_granularity, build
+from openwork.own import imported
+from openwork.patched_run import KINDS, PatchedRun
 from openwork.settings import checked
 from openwork.tasks.subjects import SUBJECTS, Subject, open_subject
 from openwork.tasks.task import Split, Task, correct, losses
 from openwork.training import TrainSettings, held_out_accuracy, held_out_loss, make_regime, train
 from openwork.training.relocation import wire_length_of
 from openwork.verify import VERIFIERS, Question, verify
-from openwork.workers import report
+from openwork.workers import common, report
 
 Result = dict[str, Any]
 
@@ -125,7 +130,55 @@ def open_run(path: Path) -> Run:
         raise RunError(f"{path / 'run.yaml'} is damaged: it does not say {', '.join(missing)}.")
     if not (path / "model" / "config.json").exists():
         raise UsageError(f"the run in {path} is not trained yet; finish it with the command that began it.")
-    return Run(path, settings)
+    run, held = Run(path, settings), common()
+    if isinstance(held, Held) and held.path == path.resolve():
+        vars(run).update(model=held.model, digest=held.digest, reference=held.reference)
+    return run
+
+
+@dataclass(frozen=True)
+class Held:
+    """What all workers on one run read from the same memory, instead of a copy each."""
+
+    path: Path
+    model: nn.Module
+    digest: str
+    reference: dict[str, Tensor]
+
+
+def hold(run: Run) -> Held:
+    """A run's model and reference with their storage in shared memory; for `map_jobs(in_common=...)`."""
+    held = Held(run.path.resolve(), run.model.share_memory(), run.digest, run.reference)
+    for t in held.reference.values():
+        t.share_memory_()
+    return held
+
+
+REFERENCES = ("mean", "zero", *KINDS)
+GRANULARITIES: dict[str, Callable[[nn.Module], nn.Module]] = {  # what counts as a node: the one place to add to
+    "weights": lambda model: model,
+    "components": lambda model: at_granularity(model, "components"),
+}
+
+
+def reference_of(run: Run, model: nn.Module, kind: str) -> patching.Reference | str:
+    """What ablated nodes send: a fixed reference, or the name of a kind that belongs to the examples.
+
+    model  the run's, at whatever granularity
+    """
+    if kind == "mean":
+        same = model is run.model
+        return run.reference if same else patching.mean_reference(model, run.subject.reference_inputs())
+    if kind == "zero":
+        return patching.zero_reference(model)
+    if kind not in KINDS:
+        raise unknown("reference", kind, REFERENCES)
+    return kind
+
+
+def method_of(name: str) -> str | OwnMethod:
+    """A method by its name, or a user's own as `module:function`."""
+    return imported(name, "method") if ":" in name and name not in METHODS else name
 
 
 def begin_run(path: Path, settings: Mapping[str, Any]) -> None:
@@ -258,57 +311,102 @@ def figures_of(run: Run, device: str = "cpu") -> Result:
 
 
 def find_circuit(
-    path: Path, task_name: str, method: str, settings: Mapping[str, Any], name: str = "", labels: str = "right"
+    path: Path,
+    task_name: str,
+    method: str,
+    settings: Mapping[str, Any],
+    name: str = "",
+    labels: str = "right",
+    reference: str = "mean",
+    granularity: str = "weights",
+    targets: Sequence[float] = (),
 ) -> Result:
     """Looks for the circuit of a task in a run (a job) and writes it; returns what was found, judged held out.
 
-    labels  "right"; or, for controls, "shuffled" (labels that the inputs do not determine) and "swapped" (the wrong
-            answer throughout). Controls learn and choose on the same examples, which is all to their advantage.
+    A killed search goes on from what it put away in the circuit's folder.
+
+    method       a name, or a user's own as `module:function`
+    labels       "right"; or, for controls, "shuffled" (labels that the inputs do not determine) and "swapped" (the
+                 wrong answer throughout). Controls learn and choose on the same examples, which is all to their
+                 advantage.
+    reference    one of REFERENCES; granularity: one of GRANULARITIES
+    targets      task losses for which nested circuits are made too (see `frontier`); then a task that the whole model
+                 does not solve is not searched for: status "unsolved"
     """
-    run = open_run(path)
-    asked = schema_of(method)(**{**settings, "control": labels != "right"})
+    run, way = open_run(path), method_of(method)
+    asked = schema_of(way)(**{**settings, "control": labels != "right"})
     task = run.task(task_name)
-    slug = f"{slug_of(task_name)}-{method}"
+    finer = "" if granularity == "weights" else f"_{granularity}"
+    slug = f"{slug_of(task_name)}-{method.rpartition(':')[2]}{finer}"
     folder = path / "circuits" / slug if labels == "right" else path / "controls" / f"{slug}-{labels}"
-    key = key_of(run.digest, method, asked.model_dump(), labels, task.digest())
-    if (have := done(folder, key)) is not None:
+    other = [x for x, usual in ((reference, "mean"), (granularity, "weights")) if x != usual]
+    key = key_of(run.digest, method, asked.model_dump(), labels, task.digest(), *other)
+    if (have := done(folder, key)) is not None and (not targets or _frontier_of(folder, key, targets) is not None):
         return have
+    if granularity not in GRANULARITIES:
+        raise unknown("granularity", granularity, GRANULARITIES)
     began, cpu = time.monotonic(), time.process_time()
     empty = [s for s in ("discover", "verify") if not len(task.split(s))]
     if empty:
         raise UsageError(f'the task "{task_name}" has no examples in its {" and no ".join(empty)} split.')
     discover, verify_split = (relabelled(task.split(s), labels, asked.seed) for s in ("discover", "verify"))
     label = name or f"{path.name} {task_name}"
-    found: Discovery = find(
-        run.model, run.reference, discover, method, asked, lambda now, total: report(label, now, total)
-    )
+    model = GRANULARITIES[granularity](run.model)
+    sent = reference_of(run, model, reference)
+    asking = PatchedRun(model, sent, asked.seed)
+    whole = asking.loss(discover)
+    if targets and whole > asked.target:
+        return {"task": task_name, "method": method, "status": "unsolved", "target": asked.target, "whole_loss": whole}
+    keeper = FolderKeeper(folder / ".part", key)
+    found: Discovery = find(model, sent, discover, way, asked, lambda now, total: report(label, now, total), keeper)
     result: Result = {
         "key": key, "task": task_name, "method": method, "labels": labels, "target": asked.target, "seed": asked.seed,
         "status": found.status, "full_loss": found.full_loss, "loss_reached": found.loss, "model": run.digest,
         "answers": 1 + discover.wrong.shape[1],
         "node_based": {"status": found.status}, "edge_pruned": {"status": found.status},
-        "whole": judged(run, None, verify_split), "search": list(found.log[-1:]),
+        "whole": judged(asking, None, verify_split), "search": list(found.log[-1:]), "reference": reference,
+        "granularity": granularity, "circuit": slug,
+        "whole_loss": whole,
     }  # fmt: skip
-    circuit = None
+    circuit, beside = None, {}
     if found.circuit is not None:
-        by_nodes = trim(run.model, found.circuit, run.reference, discover, asked.target, edges=False)
-        result["node_based"] |= judged(run, by_nodes.circuit, verify_split) | {"discover_loss": by_nodes.loss}
-        by_edges = trim(run.model, by_nodes.circuit, run.reference, discover, asked.target)
-        result["edge_pruned"] |= judged(run, by_edges.circuit, verify_split) | {"discover_loss": by_edges.loss}
+        over = {"seed": asked.seed, "keeper": keeper}
+        by_nodes = trim(model, found.circuit, sent, discover, asked.target, edges=False, **over)
+        result["node_based"] |= judged(asking, by_nodes.circuit, verify_split) | {"discover_loss": by_nodes.loss}
+        by_edges = trim(model, by_nodes.circuit, sent, discover, asked.target, **over)
+        result["edge_pruned"] |= judged(asking, by_edges.circuit, verify_split) | {"discover_loss": by_edges.loss}
         result["searched"] = found.circuit.counts()
         result["one_minimal"], result["trim_runs"] = by_edges.one_minimal, by_nodes.runs + by_edges.runs
         circuit = by_edges.circuit.with_origin(
-            **found.origin, model=run.digest, task=task_name, labels=labels, reference=run.reference_over,
+            **found.origin, model=run.digest, task=task_name, labels=labels,
+            reference=run.reference_over if reference == "mean" else IN_WORDS[reference],
             trimmed="nodes, then edges", version=store.files.VERSION,
         )  # fmt: skip
+        if targets:
+            frontier = nested(asking, discover, verify_split, found, by_edges.circuit, asked.target, targets)
+            beside["frontier.json"] = {"key": key, "targets": list(targets), "task": task_name, "points": frontier}
     result |= {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
-    keep(folder, circuit if labels == "right" else None, {"result.json": result})
+    keep(folder, circuit if labels == "right" else None, {"result.json": result, **beside})
+    keeper.clear()
     return result
 
 
 def slug_of(task: str) -> str:
     """What a task is called in the names of folders: its name, or that of its file or function."""
     return Path(task).stem.rpartition(":")[2]
+
+
+IN_WORDS = {
+    "zero": "zeros", "counterfactual": "the example's counterpart",
+    "resample": "another example of the same split",
+}  # fmt: skip
+
+
+def _frontier_of(folder: Path, key: str, targets: Sequence[float]) -> Result | None:
+    """The nested circuits on disk, if they were made for this key and these targets."""
+    at = folder / "frontier.json"
+    have = store.read_json(at) if at.exists() else {}
+    return have if have.get("key") == key and have.get("targets") == list(targets) else None
 
 
 def relabelled(split: Split, labels: str, seed: int) -> Split:
@@ -322,15 +420,15 @@ def relabelled(split: Split, labels: str, seed: int) -> Split:
     raise unknown("kind of labels", labels, ("right", "shuffled", "swapped"))
 
 
-def judged(run: Run, circuit: Circuit | None, split: Split) -> Result:
-    """Held-out loss and accuracy of a circuit of a run (or its whole model), with its counts."""
-    return judged_on(run.model, run.reference, circuit, split)
-
-
-def judged_on(model: nn.Module, reference: patching.Reference, circuit: Circuit | None, split: Split) -> Result:
-    """The same for any model."""
+def judged(asking: PatchedRun, circuit: Circuit | None, split: Split) -> Result:
+    """Held-out loss and accuracy of a circuit (or the whole model), with its counts."""
     with torch.no_grad():
-        out = patching.run(model, split.inputs, circuit, reference)
+        if circuit is None or asking.fixed is not None:
+            out = patching.run(asking.model, split.inputs, circuit, asking.fixed or {})
+        else:
+            parts = asking.parts(split)
+            masks = patching.masks_of(asking.model, circuit)
+            out = torch.cat([asking.logits(p, *masks) for p in parts])[torch.cat([p.index for p in parts]).argsort()]
     figures: Result = {
         "loss": float(losses(out, split).mean()),
         "accuracy": float(correct(out, split).float().mean()),
@@ -389,9 +487,9 @@ def check_circuit(path: Path, name: str, seed: int, controls: tuple[Evidence, ..
         task = run.task(result["task"])
         ood = task.splits.get("ood")
         others = {n: run.task(n).split("verify") for n in run.subject.task_names() if n != result["task"]}
-        question = Question(
-            run.model, circuit, run.reference, task.split("verify"), ood, result["target"], seed, n_null, others
-        )  # fmt: skip
+        model = GRANULARITIES[result.get("granularity", "weights")](run.model)
+        sent = reference_of(run, model, result.get("reference", "mean"))
+        question = Question(model, circuit, sent, task.split("verify"), ood, result["target"], seed, n_null, others)
         circuit = circuit.with_evidence(*verify(question), *controls)
         have = {"key": key, "task": result["task"], "evidence": [plain(vars(e)) for e in circuit.evidence]}
         keep(folder, circuit, {"evidence.json": have})
@@ -408,7 +506,9 @@ def lay_out(path: Path, name: str, windows: int = 64) -> Result:
     if not at.exists() or store.read_json(at).get("key") != key:
         task = run.task(circuit.origin["task"])
         subject = run.subject
-        dossier = build_dossier(run.model, circuit, run.reference, task, subject.text(windows), subject.decode())
+        sent = reference_of(run, run.model, store.read_json(folder / "result.json").get("reference", "mean"))
+        fixed = run.reference if isinstance(sent, str) else sent  # its effects need one value per node
+        dossier = build_dossier(run.model, circuit, fixed, task, subject.text(windows), subject.decode())
         store.write_text(at, json.dumps(plain({**dossier, "key": key}), separators=(",", ":")))  # long lists of floats
     return {"circuit": folder.name}
 
@@ -453,6 +553,9 @@ def list_tasks(path: Path | None) -> Result:
     return {"run": str(path), "tasks": mine}
 
 
+KEPT = ("loss", "accuracy", "n")
+
+
 def _figures(run: Run, task: str) -> Result:
     """Loss and accuracy of the whole model on a task's verify split; nothing where it cannot be asked."""
     try:
@@ -461,7 +564,7 @@ def _figures(run: Run, task: str) -> Result:
         if task in run.subject.task_names():
             raise
         return {"loss": None, "accuracy": None, "n": 0}
-    return {k: v for k, v in judged(run, None, split).items() if k in ("loss", "accuracy", "n")}
+    return {k: v for k, v in judged(PatchedRun(run.model, run.reference), None, split).items() if k in KEPT}
 
 
 def show_run(path: Path) -> Result:
@@ -489,10 +592,11 @@ def show_run(path: Path) -> Result:
 
 def method_settings(method: str, **values: Any) -> Result:
     """Settings of a method with some values set, as plain data; a wrong one is refused in its own words."""
-    return checked(schema_of(method), values, f"settings of the method {method}").model_dump()
+    return checked(schema_of(method_of(method)), values, f"settings of the method {method}").model_dump()
 
 
 __all__ = [
-    "MaskSettings", "Plan", "Run", "begin_own_run", "begin_run", "check_circuit", "figures_of", "find_circuit",
-    "lay_out", "lay_out_network", "list_tasks", "method_settings", "open_run", "show_run", "slug_of", "train_plan",
+    "GRANULARITIES", "REFERENCES", "Held", "MaskSettings", "Plan", "Run", "begin_own_run", "begin_run",
+    "check_circuit", "figures_of", "find_circuit", "hold", "lay_out", "lay_out_network", "list_tasks",
+    "method_settings", "open_run", "show_run", "slug_of", "train_plan",
 ]  # fmt: skip

@@ -23,8 +23,9 @@ from openwork import patching, store
 from openwork.circuit import Circuit, Evidence
 from openwork.discover import find, schema_of, trim
 from openwork.errors import UsageError
+from openwork.patched_run import PatchedRun
 from openwork.progress import Progress
-from openwork.runs import Run, circuit_folder, done, judged_on, keep, key_of, open_run, relabelled
+from openwork.runs import Run, circuit_folder, done, judged, keep, key_of, open_run, relabelled
 from openwork.verify import control, stable
 from openwork.verify.question import live_nodes
 from openwork.workers import Job, map_jobs, report
@@ -78,7 +79,7 @@ def search_again(path: Path, name: str, variant: str) -> Result:
     if found.circuit is not None:
         nodes = trim(model, found.circuit, reference, discover, asked.target, edges=False).circuit
         circuit = trim(model, nodes, reference, discover, asked.target).circuit.with_origin(searched_again=variant)
-        out |= judged_on(model, reference, circuit, held_out)
+        out |= judged(PatchedRun(model, reference), circuit, held_out)
     keep(folder, circuit, {"result.json": out})
     return out
 

@@ -23,6 +23,7 @@ from typing import Any
 from openwork.progress import Progress
 
 _channel: Any = None  # in a worker: the queue to the parent's bars
+_common: Any = None  # what all jobs of one `map_jobs` hold in common
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,31 @@ def report(name: str, done: float, total: float, **info: float) -> None:
         _channel.put((name, done, total, info))
 
 
+def common() -> Any:
+    """From inside a job: what the jobs were given in common, None where they were given nothing."""
+    return _common
+
+
 def map_jobs(
-    jobs: Sequence[Job], workers: int, progress: Progress, fresh: bool = False, preload: Sequence[str] = ()
+    jobs: Sequence[Job],
+    workers: int,
+    progress: Progress,
+    fresh: bool = False,
+    preload: Sequence[str] = (),
+    in_common: Any = None,
 ) -> list[Any]:
     """The results of all jobs, in their order. The first failure stops the rest and is raised here.
 
     fresh    every job has a process of its own, even a single one: what it measures of its process is its own. They are
              forked from a server that has imported the jobs' modules and done nothing else, so a job begins at once
     preload  what that server imports besides: modules that a job would else import late, in its own time
+    in_common  what `common` gives inside every job. It is sent to each worker once; tensors whose storage is shared
+             (`share_memory_`) are not copied, so all workers read the same memory
     """
     if not jobs:
         return []
     if not fresh and (workers <= 1 or len(jobs) == 1):
-        return _here(jobs, progress)
+        return _here(jobs, progress, in_common)
     forked = fresh and "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forked else "spawn")
     if forked:
@@ -63,7 +76,7 @@ def map_jobs(
     pools: list[ProcessPoolExecutor] = []
 
     def pool(size: int) -> ProcessPoolExecutor:
-        pools.append(ProcessPoolExecutor(size, context, initializer=_begin, initargs=(channel,)))
+        pools.append(ProcessPoolExecutor(size, context, initializer=_begin, initargs=(channel, in_common)))
         return pools[-1]
 
     many = min(max(1, workers), len(jobs))
@@ -95,28 +108,28 @@ def map_jobs(
         bars.join()
 
 
-def _here(jobs: Sequence[Job], progress: Progress) -> list[Any]:
-    global _channel
+def _here(jobs: Sequence[Job], progress: Progress, in_common: Any) -> list[Any]:
+    global _channel, _common
     import torch
 
-    threads, before, shown = torch.get_num_threads(), _channel, _Bars(progress)
+    threads, before, shown = torch.get_num_threads(), (_channel, _common), _Bars(progress)
     torch.set_num_threads(1)  # the same sums as in a worker, so the same result
-    _channel = shown
+    _channel, _common = shown, in_common
     try:
         return [j.function(*j.args) for j in jobs]
     finally:
-        _channel = before
+        _channel, _common = before
         torch.set_num_threads(threads)
         shown.finish()
 
 
-def _begin(channel: Any) -> None:
-    global _channel
+def _begin(channel: Any, in_common: Any) -> None:
+    global _channel, _common
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(1)
-    _channel = channel
+    _channel, _common = channel, in_common
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -21,15 +21,17 @@ from openwork.discover.masks import MaskSettings, learned_masks
 from openwork.discover.minimum import ExactResult, exact_minimum
 from openwork.discover.search import (
     Discovery,
+    Keeper,
     Method,
     OwnMethod,
     Progress,
     Search,
     SearchSettings,
+    State,
     begin,
     finish,
 )
-from openwork.discover.trim import trim
+from openwork.discover.trim import Trimmed, trim
 from openwork.errors import unknown
 from openwork.patched_run import PatchedRun
 from openwork.patching import Reference
@@ -44,6 +46,7 @@ METHODS: dict[str, tuple[Method, type[SearchSettings]]] = {
     "exact_patching": (exact_patching, ExactSettings),
     "acdc": (acdc, ACDCSettings),
 }
+RESUMABLE = ("masks",)  # methods that take a keeper
 
 
 def schema_of(method: str | OwnMethod) -> type[SearchSettings]:
@@ -62,6 +65,7 @@ def find(
     method: str | OwnMethod,
     settings: SearchSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keeper: Keeper | None = None,
     **values: Any,
 ) -> Discovery:
     """Looks for the circuit that does the task of a split.
@@ -70,19 +74,21 @@ def find(
     split      examples to search on; they are halved, one half to learn, one to decide
     method     one of METHODS, or a callable `(run, split) -> Scores | Circuit`
     settings   of the method; or given one by one as keywords, e.g. `target=0.3`
+    keeper     where a method of RESUMABLE puts away how far it is, so that a killed search goes on
     """
     schema = schema_of(method)
     asked = settings if settings is not None else checked(schema, values, f"settings of the method {method}")
     search = begin(PatchedRun(model, reference, asked.seed), split, asked)
     if isinstance(method, str):
-        name, answer = method, METHODS[method][0](search, asked, progress)
+        kept = {"keeper": keeper} if keeper is not None and method in RESUMABLE else {}
+        name, answer = method, METHODS[method][0](search, asked, progress, **kept)
     else:
         name, answer = getattr(method, "__name__", type(method).__name__), method(search.run, search.learn)
     return finish(search, answer, {"method": name, "settings": asked.model_dump(), "split": split.name})
 
 
 __all__ = [
-    "METHODS", "ACDCSettings", "AttributionSettings", "Discovery", "ExactResult", "ExactSettings", "IntegratedSettings",
-    "MaskSettings", "Method", "OwnMethod", "Progress", "Search", "SearchSettings", "exact_minimum", "find", "schema_of",
-    "trim",
+    "METHODS", "RESUMABLE", "ACDCSettings", "AttributionSettings", "Discovery", "ExactResult", "ExactSettings",
+    "IntegratedSettings", "Keeper", "MaskSettings", "Method", "OwnMethod", "Progress", "Search", "SearchSettings",
+    "State", "Trimmed", "exact_minimum", "find", "schema_of", "trim",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ meaning.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,10 +33,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from openwork.circuit import Circuit, Masks, Scores
-from openwork.discover.search import Discovery, Progress, Search, SearchSettings
+from openwork.discover.search import Discovery, Keeper, Progress, Search, SearchSettings, State
 from openwork.errors import UsageError
-from openwork.patching import Reference, compact, graph_of, patched, support
+from openwork.patched_run import PatchedRun
+from openwork.patching import Layout, Reference, compact, patched
 from openwork.tasks.task import Split, losses
+
+MASKS = "masks"  # the name under which a search is put away
+NUMBERS = ("step", "price", "pace", "smooth", "aim", "best_step")  # what changes with the steps, beside tensors
 
 
 class MaskSettings(SearchSettings):
@@ -55,6 +60,11 @@ class MaskSettings(SearchSettings):
     clip: float = Field(1.0, gt=0)
     check_every: int = Field(10, ge=1)
     calibrate: bool = Field(False, description="fit scale and shift of the answers' logits before judging")
+    compact: bool = Field(True, description="drop nodes for good once they have fallen away, and run what is left")
+    drop_below: float = Field(-0.4, ge=-1, lt=0, description="tau at which a node has fallen away")
+    drop_after: int = Field(2, ge=1, description="after so many checks in a row")
+    drop_share: float = Field(0.2, gt=0, le=1, description="lay out anew once this share of the nodes has gone")
+    quiet: int = Field(6, ge=1, description="with compact, stop after so many checks without a smaller snapshot")
 
 
 class _Step(torch.autograd.Function):
@@ -86,108 +96,234 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def learned_masks(search: Search, settings: MaskSettings, progress: Progress | None = None) -> Discovery:
-    """The smallest node circuit that this search finds at the target loss, under a fixed reference."""
+def learned_masks(
+    search: Search, settings: MaskSettings, progress: Progress | None = None, keeper: Keeper | None = None
+) -> Discovery:
+    """The smallest node circuit that this search finds at the target loss, under a fixed reference.
+
+    keeper  where the search is put away now and then, and from where it goes on
+    """
     model, reference = search.run.model, search.run.fixed
     if reference is None:
         raise UsageError("learned masks need a fixed reference: mean or zero, not one that belongs to each example.")
-    learn, choose = search.learn, search.choose
     with torch.no_grad():
-        full = float(losses(model(*choose.inputs), choose).mean())
+        full = float(losses(model(*search.choose.inputs), search.choose).mean())
     origin = {"method": "masks", "settings": settings.model_dump(), "split": search.split.name}
-    judge = _Judge(model, reference, choose, settings.calibrate)
-    whole = _Judge(model, reference, search.split, settings.calibrate)
-
-    def exact(nodes: Masks) -> float:
-        unseen = judge(nodes)
-        return unseen if settings.control or unseen > settings.target else max(unseen, whole(nodes))
-
+    judge = _Judge(search, reference, settings)
     with frozen(model):
-        tau, best, log = _learn(model, reference, learn, exact, settings, progress)
-    graph = graph_of(model)
-    scores = Scores(graph, tau, "tau", origin)
-    if best is None:
+        learner = _Learner(search, reference, settings, judge)
+        if keeper is not None and (state := keeper.load(MASKS)) is not None:
+            learner.restore(state)
+        else:
+            learner.start()
+        for _ in learner.steps():
+            if keeper is not None:
+                keeper.save(MASKS, learner.state)
+            if progress is not None:
+                progress(learner.step, settings.steps)
+    if progress is not None:
+        progress(settings.steps, settings.steps)
+    graph, log = search.run.graph, tuple(learner.log)
+    scores = Scores(graph, learner.ranking(), "tau", origin)
+    if learner.best is None:
         lowest = min(row["loss"] for row in log)
-        return Discovery("infeasible", None, lowest, full, scores, tuple(log), origin)
-    nodes = _bisect(scores, best, exact, settings.target)
-    circuit = Circuit.from_nodes(graph, nodes, support(model), origin)
-    return Discovery("ok", circuit, judge(nodes), full, scores, tuple(log), origin)
+        return Discovery("infeasible", None, lowest, full, scores, log, origin)
+    nodes = _bisect(Scores(graph, learner.by_site(learner.best), "tau"), judge, settings.target)
+    circuit = Circuit.from_nodes(graph, nodes, search.run.support, origin)
+    return Discovery("ok", circuit, judge.on_choose(nodes), full, scores, log, origin)
 
 
-def _learn(
-    model: nn.Module,
-    reference: Reference,
-    learn: Split,
-    judge: Callable[[Masks], float],
-    s: MaskSettings,
-    progress: Progress | None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, list[dict[str, Any]]]:
-    """Tau after the search, the smallest snapshot that met the target, and the log."""
-    graph = graph_of(model)
-    device = next(model.parameters()).device
-    rng = torch.Generator().manual_seed(s.seed)
-    if s.start == "attribution":
-        flat = torch.cat(list(_costs(model, reference, learn).values()))
-        rank = flat.argsort(stable=True).argsort(stable=True)
-        flat = s.init * (1 + rank) / len(rank)
-    else:
-        flat = s.init + s.init_noise * torch.randn(sum(site.size for site in graph.prunable), generator=rng)
-    parts = flat.clamp(-1, 1).to(device).split([site.size for site in graph.prunable])
-    tau = {site.name: part.clone().requires_grad_() for site, part in zip(graph.prunable, parts, strict=True)}
-    adam = torch.optim.Adam(tau.values(), lr=s.lr, betas=(0.9, 0.95))
-    price, smooth, best, best_size, log = s.price, math.nan, None, math.inf, []
-    aim = s.target  # on the examples tau is learned from; lower where the others lag behind
-    lost = (s.target + math.log(1 + learn.wrong.shape[1])) / 2  # half way to a guess: nothing leads back from there
-    pace = 1.0
-    batches = _batches(learn, s, rng)
-    for step in range(s.steps):
-        batch = next(batches)
-        gates = {n: _Step.apply(t, s.temperature) for n, t in tau.items()}
-        with patched(model, reference, gates):
-            task = losses(model(*batch.inputs), batch).mean()
-        kept = torch.stack([g.sum() for g in gates.values()]).sum()
+class _Learner:
+    """The search itself: one tau per prunable node, all in one tensor [n], and everything that changes with the steps.
+
+    alive   bool [n], nodes still in play; the others are dropped for good and ranked below those
+    below   [n] for how many checks in a row tau has been at or under `drop_below`
+    dropped [n] the step at which a node was dropped; first: [n] tau at the start
+    best    tau of the smallest snapshot that met the target, None until there is one
+    """
+
+    def __init__(self, search: Search, reference: Reference, settings: MaskSettings, judge: _Judge) -> None:
+        self.run, self.learn, self.reference, self.s, self.judge = search.run, search.learn, reference, settings, judge
+        self.sites = {site.name: site.size for site in self.run.graph.prunable}
+        self.device = next(self.run.model.parameters()).device
+        n = sum(self.sites.values())
+        self.tau = torch.zeros(n, device=self.device, requires_grad=True)
+        self.alive, self.below = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.int32)
+        self.dropped, self.first = torch.zeros(n, dtype=torch.int32), torch.zeros(n)
+        self.adam = torch.optim.Adam([self.tau], lr=settings.lr, betas=(0.9, 0.95))
+        self.step, self.price, self.pace, self.smooth = 0, settings.price, 1.0, math.nan
+        self.aim = settings.target  # on the examples tau is learned from; lower where the others lag behind
+        self.best: Tensor | None = None
+        self.best_size: float = math.inf
+        self.best_step = 0
+        self.log: list[dict[str, Any]] = []
+        self.rng = torch.Generator().manual_seed(settings.seed)
+        self.layout: Layout | None = None
+        if settings.compact:
+            self._lay_out()
+
+    def start(self) -> None:
+        """Tau at its first values."""
+        s = self.s
+        if s.start == "attribution":
+            flat = torch.cat(list(_costs(self.run, self.reference, self.learn, self.layout).values()))
+            rank = flat.argsort(stable=True).argsort(stable=True)
+            flat = s.init * (1 + rank) / len(rank)
+        else:
+            flat = self._noise()
+        self.first = flat.clamp(-1, 1)
+        self._set(self.tau, self.first)
+
+    def steps(self) -> Iterator[None]:
+        """Learns step by step until all are done, or nothing changes any more."""
+        s = self.s
+        lost = (s.target + math.log(1 + self.learn.wrong.shape[1])) / 2  # half way to a guess: nothing leads back
+        if s.start == "noise" and self.step:
+            self._noise()  # so that the batches are those of an undisturbed search
+        batches = itertools.islice(_batches(self.learn, s, self.rng), self.step, None)
+        while self.step < s.steps and not self._quiet():
+            self._descend(next(batches))
+            self.step += 1
+            if self.step % s.check_every == 0 or self.step == s.steps:
+                self._check(lost)
+            yield
+
+    def _descend(self, batch: Split) -> None:
+        s = self.s
+        task, gates = self._task_loss(batch)
         now = task.item()
-        smooth = now if math.isnan(smooth) else 0.9 * smooth + 0.1 * now
-        push = price if smooth < 1.6 * aim else 0.0
-        adam.zero_grad()
-        (task + push * kept).backward()
-        torch.nn.utils.clip_grad_norm_(tau.values(), s.clip)
-        for group in adam.param_groups:
-            group["lr"] = pace * s.lr * (1 - step / s.steps)
-        adam.step()
+        self.smooth = now if math.isnan(self.smooth) else 0.9 * self.smooth + 0.1 * now
+        push = self.price if self.smooth < 1.6 * self.aim else 0.0
+        self.adam.zero_grad()
+        (task + push * gates.sum()).backward()
+        assert self.tau.grad is not None
+        parts = self.tau.grad.split(list(self.sites.values()))
+        torch.nn.utils.clip_grads_with_norm_([self.tau], s.clip, torch.nn.utils.get_total_norm(parts))
+        for group in self.adam.param_groups:
+            group["lr"] = self.pace * s.lr * (1 - self.step / s.steps)
+        self.adam.step()
         with torch.no_grad():
-            for t in tau.values():
-                t.clamp_(-1, 1)
-        price = min(price * 1.03, s.price * s.price_cap) if smooth < 0.9 * aim else price / 1.06
-        if (step + 1) % s.check_every == 0 or step + 1 == s.steps:
-            nodes = {n: t.detach() > 0 for n, t in tau.items()}
-            size = sum(int(m.sum()) for m in nodes.values())
-            exact = judge(nodes) if size < best_size and smooth < 1.6 * s.target else math.nan
-            if exact <= s.target:
-                best, best_size = {n: t.detach().cpu().clone() for n, t in tau.items()}, size
-            if not math.isnan(exact):
-                aim = max(0.8 * aim, s.target / 10) if exact > s.target else min(1.1 * aim, s.target)
-            elif smooth > lost and best is not None:
-                pace, smooth = pace / 3, s.target
-                adam.state.clear()
-                with torch.no_grad():
-                    for n, t in tau.items():
-                        t.copy_(best[n])
-            log.append({"step": step + 1, "loss": smooth, "exact": exact, "nodes": size, "price": price, "aim": aim})
-        if progress is not None:
-            progress(step + 1, s.steps)
-    return {n: t.detach().cpu() for n, t in tau.items()}, best, log
+            self.tau.clamp_(-1, 1)
+        rising = self.smooth < 0.9 * self.aim
+        self.price = min(self.price * 1.03, s.price * s.price_cap) if rising else self.price / 1.06
+
+    def _task_loss(self, batch: Split) -> tuple[Tensor, Tensor]:
+        """Mean loss of a batch under the present gates, and the gates [n] of the nodes in play."""
+        if self.layout is None:
+            gates = _Step.apply(self.tau, self.s.temperature)
+            with patched(self.run.model, self.reference, self.by_site(gates)):
+                return losses(self.run.model(*batch.inputs), batch).mean(), gates
+        gates = _Step.apply(self.tau[self.alive], self.s.temperature)
+        self.layout.nodes.update(zip(self.layout.nodes, gates.split(self.layout_sizes), strict=True))
+        return losses(self.layout(*batch.inputs), batch).mean(), gates
+
+    def _check(self, lost: float) -> None:
+        """Judges the snapshot, sets the aim, goes back where the task was lost, drops what has fallen away."""
+        s = self.s
+        tau = self.tau.detach().cpu()
+        size = int((tau > 0).sum())
+        promising = size < self.best_size and self.smooth < 1.6 * s.target
+        if s.compact and self.smooth < s.target / 4:  # soon to be bettered
+            promising &= size <= self.best_size / 2
+        exact = self.judge(self.by_site(tau > 0)) if promising else math.nan
+        if exact <= s.target:
+            self.best, self.best_size, self.best_step = tau.clone(), size, self.step
+        if not math.isnan(exact):
+            self.aim = max(0.8 * self.aim, s.target / 10) if exact > s.target else min(1.1 * self.aim, s.target)
+        elif self.smooth > lost and self.best is not None:
+            self.pace, self.smooth = self.pace / 3, s.target
+            self.adam.state.clear()
+            self._set(self.tau, self.best)
+        row = {"step": self.step, "loss": self.smooth, "exact": exact, "nodes": size}
+        self.log.append({**row, "price": self.price, "aim": self.aim, "alive": int(self.alive.sum())})
+        if self.layout is not None:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Marks nodes that have been far below zero for some checks; lays out anew once enough of them are marked."""
+        s, tau = self.s, self.tau.detach().cpu()
+        self.below = torch.where(tau <= s.drop_below, self.below + 1, 0)
+        if self.best is None:
+            return  # a search that has nothing yet goes on with everything
+        gone = self.alive & (self.below >= s.drop_after) & (self.best <= 0)  # what it may go back to stays in play
+        if int(gone.sum()) >= s.drop_share * int(self.alive.sum()):
+            self.alive &= ~gone
+            self.dropped[gone] = self.step
+            with torch.no_grad():
+                self.tau[gone.to(self.device)] = -1.0
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        circuit = Circuit.from_nodes(self.run.graph, self.by_site(self.alive), self.run.support)
+        layout = compact(self.run.model, circuit, self.reference)
+        self.layout = layout if type(layout) is not Layout else None  # the general layout is no smaller than the model
+        self.layout_sizes = [len(i) for i in layout.node_index.values()]
+
+    def _quiet(self) -> bool:
+        """Whether the smallest snapshot that met the target has stood for many checks."""
+        stood = sum(row["step"] > self.best_step for row in self.log)
+        return self.s.compact and self.best is not None and stood >= self.s.quiet
+
+    def _noise(self) -> Tensor:
+        return self.s.init + self.s.init_noise * torch.randn(len(self.tau), generator=self.rng)
+
+    def _set(self, into: Tensor, values: Tensor) -> None:
+        with torch.no_grad():
+            into.copy_(values)
+
+    def by_site(self, flat: Tensor) -> dict[str, Tensor]:
+        """A tensor [n] over all prunable nodes as one per site."""
+        return dict(zip(self.sites, flat.split(list(self.sites.values())), strict=True))
+
+    def ranking(self) -> dict[str, Tensor]:
+        """Tau of every node by site; dropped ones are below -1, higher where they lasted longer or began higher."""
+        late = -1 - (self.step - self.dropped) - (1 - self.first)
+        return {n: t.clone() for n, t in self.by_site(torch.where(self.alive, self.tau.detach().cpu(), late)).items()}
+
+    def state(self) -> State:
+        """All that an uninterrupted search would know at this step."""
+        tensors = {"tau": self.tau.detach(), **{n: getattr(self, n) for n in ("alive", "below", "dropped", "first")}}
+        if self.best is not None:
+            tensors["best"] = self.best
+        for name, t in self.adam.state.get(self.tau, {}).items():
+            tensors[f"adam {name}"] = t
+        numbers = {n: getattr(self, n) for n in NUMBERS}
+        return State({n: t.cpu().clone() for n, t in tensors.items()}, {**numbers, "log": self.log})
+
+    def restore(self, state: State) -> None:
+        """The inverse of `state`."""
+        t = state.tensors
+        self._set(self.tau, t["tau"])
+        self.alive, self.below, self.dropped, self.first = t["alive"], t["below"], t["dropped"], t["first"]
+        self.best = t.get("best")
+        if self.best is not None:
+            self.best_size = int((self.best > 0).sum())
+        adam = {n.removeprefix("adam "): x for n, x in t.items() if n.startswith("adam ")}
+        if adam:
+            self.adam.state[self.tau] = {n: x if n == "step" else x.to(self.device) for n, x in adam.items()}
+        for name in NUMBERS:
+            setattr(self, name, state.data[name])
+        self.log = [{k: math.nan if v is None else v for k, v in row.items()} for row in state.data["log"]]
+        if self.layout is not None:
+            self._lay_out()
 
 
-def _costs(model: nn.Module, reference: Reference, split: Split, levels: int = 4) -> dict[str, Tensor]:
-    """First-order estimate of what ablating each node adds to the loss, averaged over gates that open together."""
-    graph = graph_of(model)
-    device = next(model.parameters()).device
-    costs = {site.name: torch.zeros(site.size) for site in graph.prunable}
+def _costs(
+    run: PatchedRun, reference: Reference, split: Split, layout: Layout | None, levels: int = 4
+) -> dict[str, Tensor]:
+    """First-order estimate of what ablating each node adds to the loss, averaged over gates that open together.
+
+    layout  of the whole model, which is quicker; None for the model under hooks
+    """
+    device = next(run.model.parameters()).device
+    costs = {site.name: torch.zeros(site.size) for site in run.graph.prunable}
     for level in range(1, levels + 1):
         gates = {n: torch.full_like(c, level / levels, device=device).requires_grad_() for n, c in costs.items()}
-        with patched(model, reference, gates):
-            total = torch.stack([losses(model(*part.inputs), part).sum() for _, part in split.buckets(3)]).sum()
+        with patched(run.model, reference, gates if layout is None else {}):
+            if layout is not None:
+                layout.nodes.update(gates)
+            forward = run.model if layout is None else layout
+            total = torch.stack([losses(forward(*part.inputs), part).sum() for _, part in split.buckets(3)]).sum()
         for n, g in zip(gates, torch.autograd.grad(total, list(gates.values())), strict=True):
             costs[n] -= g.cpu() / (levels * len(split))
     return costs
@@ -207,21 +343,38 @@ def _batches(split: Split, s: MaskSettings, rng: torch.Generator) -> Iterator[Sp
 
 
 class _Judge:
-    """Exact task loss of node masks on one split, nats; compact where that is possible."""
+    """Exact task loss of node masks, nats; compact where that is possible.
 
-    def __init__(self, model: nn.Module, reference: Reference, split: Split, calibrate: bool) -> None:
-        self.model, self.reference, self.calibrate = model, reference, calibrate
-        self.parts = [split] if calibrate else [part for _, part in split.buckets(3)]
-        self.graph, self.support = graph_of(model), support(model)
+    Called: the loss that decides whether masks meet the target, see `Search.judge`.
+    """
+
+    def __init__(self, search: Search, reference: Reference, settings: MaskSettings) -> None:
+        self.search, self.reference, self.s = search, reference, settings
 
     def __call__(self, nodes: Masks) -> float:
-        circuit = Circuit.from_nodes(self.graph, nodes, self.support)
-        layout = compact(self.model, circuit, self.reference)
+        layout, search = self._lay_out(nodes), self.search
+        unseen = self._loss(layout, search.choose)
+        if self.s.control or unseen > self.s.target:
+            return unseen
+        if self.s.calibrate:
+            return max(unseen, self._loss(layout, search.split))
+        n, m = len(search.choose), len(search.learn)
+        return max(unseen, (n * unseen + m * self._loss(layout, search.learn)) / (n + m))
+
+    def on_choose(self, nodes: Masks) -> float:
+        """The loss on the examples tau was not learned from."""
+        return self._loss(self._lay_out(nodes), self.search.choose)
+
+    def _lay_out(self, nodes: Masks) -> Layout:
+        circuit = Circuit.from_nodes(self.search.run.graph, nodes, self.search.run.support)
+        return compact(self.search.run.model, circuit, self.reference)
+
+    def _loss(self, layout: Layout, split: Split) -> float:
         with torch.no_grad():
-            out = [layout(*part.inputs) for part in self.parts]
-            if self.calibrate:
-                out = [calibrated(out[0], self.parts[0])]
-            return float(torch.cat([losses(o, part) for o, part in zip(out, self.parts, strict=True)]).mean())
+            if self.s.calibrate:
+                return float(losses(calibrated(layout(*split.inputs), split), split).mean())
+            parts = [losses(layout(*part.inputs), part) for _, part in split.buckets(3)]
+            return float(torch.cat(parts).mean())
 
 
 def calibrated(logits: Tensor, split: Split) -> Tensor:
@@ -248,13 +401,12 @@ def calibrated(logits: Tensor, split: Split) -> Tensor:
     return apply().detach()
 
 
-def _bisect(scores: Scores, best: Masks, judge: Callable[[Masks], float], target: float) -> dict[str, Tensor]:
-    """The fewest top-ranked nodes that meet the target, starting from a snapshot that does.
+def _bisect(ranked: Scores, judge: Callable[[Masks], float], target: float) -> dict[str, Tensor]:
+    """The fewest top-ranked nodes that meet the target, starting from those ranked above 0, which do.
 
     Loss is not monotone in the number of nodes, so the answer is a crossing, not the global least.
     """
-    ranked = Scores(scores.graph, dict(best), scores.unit)
-    high = sum(int((t > 0).sum()) for t in best.values())
+    high = sum(int((t > 0).sum()) for t in ranked.values.values())
     nodes, low = ranked.top(high), 0
     while high - low > 1:
         middle = (low + high) // 2

@@ -11,14 +11,15 @@ Knows a layout and a loss on one split. Does not know where the circuit came fro
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from openwork.circuit import Circuit, induced_edges, leading_on
+from openwork.discover.search import Keeper, State
+from openwork.patched_run import Part, PatchedRun
 from openwork.patching import Layout, Reference, compact
 from openwork.tasks.task import Split, losses
 
@@ -42,36 +43,61 @@ class Trimmed:
 def trim(
     model: nn.Module,
     circuit: Circuit,
-    reference: Reference,
+    reference: Reference | str,
     split: Split,
     target: float,
     edges: bool = True,
     patience: int = 64,
     exhaustive: int = 500,
     progress: Callable[[str], None] | None = None,
+    rounds: int = 0,
+    keep: Circuit | None = None,
+    seed: int = 0,
+    keeper: Keeper | None = None,
 ) -> Trimmed:
     """The circuit without what it does not need to stay at or below `target` nats on `split`.
 
+    reference   what is outside sends: one value per node, or "counterfactual" or "resample" (dealt out by `seed`)
     edges       whether single edges may go; False keeps it a circuit of nodes with all their edges
     patience    in circuits of more than `exhaustive` nodes and edges a pass ends after this many failures in a row
                 (then `one_minimal` is False): there are thousands of edges, and the cheap ones stand first
+    rounds      end after so many rounds over each kind; 0: when a round removes nothing
+    keep        what is in this circuit is not tried and stays (then `one_minimal` is False)
+    keeper      where the trim is put away now and then, and from where it goes on
     """
-    state = _Trim(model, reference, split, target, patience, exhaustive)
-    circuit = state.without_dangling(circuit)
+    state = _Trim(PatchedRun(model, reference, seed), split, target, patience, exhaustive)
+    if keep is not None:
+        masks = {**keep.nodes, **keep.edges}
+        state.fixed = {(n, tuple(at)) for n, m in masks.items() for at in m.nonzero().tolist()}
     kinds = ("edges", "nodes") if edges else ("nodes",)
-    quiet, all_tried = 0, dict.fromkeys(kinds, False)
-    for kind in itertools.cycle(kinds):
-        before = _size(circuit)
-        circuit, all_tried[kind] = state.pass_over(circuit, kind)
+    name = f"trim {kinds[0]}"
+    here = _Standing(circuit, 0, None, frozenset(), (), ())
+    if keeper is not None and (saved := keeper.load(name)) is not None:
+        here, state.runs = _standing(saved, circuit), int(saved.data["runs"])
+    else:
+        here = replace(here, circuit=state.without_dangling(circuit))
+
+    def put_away(now: _Standing) -> None:
+        if keeper is not None:
+            keeper.save(name, lambda: _saved(now, state.runs))
+
+    while len(here.quiet) < len(kinds) and (not rounds or here.turn < rounds * len(kinds)):
+        kind = kinds[here.turn % len(kinds)]
+        before = here.before or _size(here.circuit)
+        here = replace(here, before=before)
+        circuit, tried = state.pass_over(here, kind, put_away)
         circuit = state.without_dangling(circuit)
         if progress is not None:
             counts = circuit.counts()
             progress(f"{counts['nodes']} nodes, {counts['edges']} edges after {state.runs} runs")
-        quiet = quiet + 1 if _size(circuit) == before else 0
-        if quiet == len(kinds):
-            break
-    loss = state.loss(compact(model, circuit, reference))
-    return Trimmed(circuit, loss, all(all_tried.values()), state.runs)
+        same = _size(circuit) == before
+        here = _Standing(
+            circuit, here.turn + 1, None, frozenset(), (*here.quiet, kind) if same else (),
+            tuple(sorted({*(k for k in here.tried if k != kind), *([kind] if tried else [])})),
+        )  # fmt: skip
+    loss = state.loss(state.lay_out(here.circuit))
+    proved = keep is None and len(here.quiet) == len(kinds) == len(here.tried)
+    return Trimmed(here.circuit, loss, proved, state.runs)
 
 
 def _size(circuit: Circuit) -> tuple[int, int]:
@@ -79,32 +105,79 @@ def _size(circuit: Circuit) -> tuple[int, int]:
     return counts["nodes"], counts["edges"]
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """Where a trim stands, at the beginning of a pass or where it lays out anew within one.
+
+    turn    number of passes done
+    before  nodes and edges when this pass began, None before it has begun
+    stay    elements that were tried alone in this pass and stay
+    quiet   kinds whose last passes, in a row, removed nothing
+    tried   kinds of which the last pass tried every survivor alone
+    """
+
+    circuit: Circuit
+    turn: int
+    before: tuple[int, int] | None
+    stay: frozenset[Entry]
+    quiet: tuple[str, ...]
+    tried: tuple[str, ...]
+
+
+def _saved(here: _Standing, runs: int) -> State:
+    nodes = {f"nodes/{n}": m for n, m in here.circuit.nodes.items()}
+    edges = {f"edges/{n}": m for n, m in here.circuit.edges.items()}
+    rest = {n: getattr(here, n) for n in ("turn", "before", "quiet", "tried")}
+    return State(nodes | edges, {**rest, "stay": sorted([n, *at] for n, at in here.stay), "runs": runs})
+
+
+def _standing(state: State, like: Circuit) -> _Standing:
+    nodes = {n: state.tensors[f"nodes/{n}"] for n in like.nodes}
+    edges = {n: state.tensors[f"edges/{n}"] for n in like.edges}
+    d = state.data
+    return _Standing(
+        replace(like, nodes=nodes, edges=edges), d["turn"], tuple(d["before"]) if d["before"] else None,
+        frozenset((n, tuple(at)) for n, *at in d["stay"]), tuple(d["quiet"]), tuple(d["tried"]),
+    )  # fmt: skip
+
+
 class _Trim:
-    def __init__(
-        self, model: nn.Module, reference: Reference, split: Split, target: float, patience: int, exhaustive: int
-    ) -> None:
-        self.model, self.reference, self.target = model, reference, target
+    def __init__(self, run: PatchedRun, split: Split, target: float, patience: int, exhaustive: int) -> None:
+        self.run, self.target = run, target
         self.patience, self.exhaustive = patience, exhaustive
-        self.parts, self.n, self.runs = [part for _, part in split.buckets(4)], len(split), 0
+        self.fixed: set[Entry] = set()
+        self.parts, self.n, self.runs = run.parts(split, 4), len(split), 0
+
+    def lay_out(self, circuit: Circuit) -> Layout:
+        if self.run.fixed is not None:
+            return compact(self.run.model, circuit, self.run.fixed)
+        return Layout(self.run.model, circuit, self.parts[0].reference)
 
     def loss(self, layout: Layout) -> float:
         self.runs += 1
         with torch.no_grad():
             return float(self._total(layout)) / self.n
 
-    def _total(self, layout: Layout) -> Tensor:
-        return torch.stack([losses(layout(*part.inputs), part).sum() for part in self.parts]).sum()
+    def _losses(self, layout: Layout, part: Part) -> Tensor:
+        """Sum of the losses of some examples; a reference that belongs to the examples is theirs."""
+        if part.other is not None:
+            layout.reference = part.reference
+        return losses(layout(*part.split.inputs), part.split).sum()
 
-    def pass_over(self, circuit: Circuit, kind: str) -> tuple[Circuit, bool]:
+    def _total(self, layout: Layout) -> Tensor:
+        return torch.stack([self._losses(layout, part) for part in self.parts]).sum()
+
+    def pass_over(self, here: _Standing, kind: str, put_away: Callable[[_Standing], None]) -> tuple[Circuit, bool]:
         """One pass over all nodes or edges, and whether every survivor was tried alone.
 
         The cheapest go first, many at a time: the group doubles where it can go and halves where it cannot, down to a
         single element, which then stays. Laid out and ordered anew whenever a fifth is gone, and before giving up on
         one: each removal changes what the others are worth, and the order is cheap beside the runs that it saves.
         """
-        layout, masks, left = self._begin(circuit, kind)
-        group, failed, gone = max(1, len(left) // 4), 0, 0
-        stay: set[Entry] = set()
+        stay: set[Entry] = set(here.stay)
+        within = bool(stay) or _size(here.circuit) != here.before
+        layout, masks, left = self._begin(here.circuit, kind, stay)
+        group, failed, gone = max(1, len(left) // (16 if within else 4)), 0, 0
         while left:
             if self._go(layout, masks, left[:group]):
                 left, gone, failed = left[group:], gone + group, 0
@@ -117,20 +190,23 @@ class _Trim:
                 if failed >= self.patience and left and sum(_size(layout.circuit)) > self.exhaustive:
                     return layout.to_circuit(), False
             if gone > len(left) // 4 or (gone and group <= 1):
-                layout, masks, left = self._begin(layout.to_circuit(), kind)
-                left = [e for e in left if _element(layout, kind, e) not in stay]
+                here = replace(here, circuit=layout.to_circuit(), stay=frozenset(stay))
+                put_away(here)
+                layout, masks, left = self._begin(here.circuit, kind, stay)
                 group, gone = max(1, len(left) // 16), 0
         return layout.to_circuit(), True
 
-    def _begin(self, circuit: Circuit, kind: str) -> tuple[Layout, dict[str, Tensor], list[Entry]]:
-        """A layout, its masks of that kind, and the elements of the circuit, cheapest first."""
-        layout = compact(self.model, circuit, self.reference)
+    def _begin(self, circuit: Circuit, kind: str, stay: set[Entry]) -> tuple[Layout, dict[str, Tensor], list[Entry]]:
+        """A layout, its masks of that kind, and the elements of the circuit but those that stay, cheapest first."""
+        layout = self.lay_out(circuit)
         masks = layout.nodes if kind == "nodes" else layout.edges
         live = {n: torch.ones_like(m, dtype=torch.bool) for n, m in masks.items()} if kind == "nodes" else layout.live()
         left = [(n, tuple(i)) for n, m in live.items() for i in m.nonzero().tolist()]
         if left:
             cost = self._attribution(layout, masks)
             left.sort(key=lambda e: float(cost[e[0]][e[1]]))
+        if stay or self.fixed:
+            left = [e for e in left if (x := _element(layout, kind, e)) not in stay and x not in self.fixed]
         return layout, masks, left
 
     def _go(self, layout: Layout, masks: dict[str, Tensor], entries: list[Entry]) -> bool:
@@ -149,7 +225,7 @@ class _Trim:
         total = 0.0
         with torch.no_grad():
             for part in self.parts:
-                total += float(losses(layout(*part.inputs), part).sum())
+                total += float(self._losses(layout, part))
                 if total > self.target * self.n:
                     return False
         return True
@@ -170,7 +246,7 @@ class _Trim:
         trial = drop_dangling(circuit)
         if trial == circuit:
             return circuit
-        return trial if self.loss(compact(self.model, trial, self.reference)) <= self.target else circuit
+        return trial if self.loss(self.lay_out(trial)) <= self.target else circuit
 
 
 def _element(layout: Layout, kind: str, entry: Entry) -> Entry:

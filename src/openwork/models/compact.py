@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 INPUTS_HELD = 16  # a layout remembers its first run on so many inputs
+LANES = 16  # a softmax over fewer entries than this runs one by one in PyTorch on a CPU, several times slower
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class _Begun:
     inputs   held so that their ids, by which this is found, are not given to others
     rest     per norm, the sum of squares of all channels not in use: [B, T], or [B] where only one position is asked
     masks    the masks of that first run
+    seen     per mask, the tensor that was last found equal to that of the first run, and its version
     streams  what entered each part (attention, MLP, attention, ...): [B, T, U] or [B, U], the channels in use
 
     A run goes on from the first part whose masks are not those of the first run.
@@ -43,6 +45,7 @@ class _Begun:
     inputs: tuple[Tensor, ...]
     rest: tuple[Tensor, ...]
     masks: dict[str, Tensor]
+    seen: dict[str, tuple[Tensor, int]]
     streams: list[Tensor]
 
 
@@ -62,6 +65,13 @@ class TransformerLayout(Layout):
             used |= circuit.nodes[n]
         self.used = used.nonzero().flatten()  # [U]
         self.place = torch.full((model.config.d_model,), -1).index_copy(0, self.used, torch.arange(len(self.used)))
+        self.at = {n: self.place[self.node_index[n]] for n in streams}  # kept nodes' places among the channels in use
+        self.resting = {n: v[self.node_index[n]] for n, v in self.r.items() if n in self.node_index}
+        self.written: dict[str, Tensor] = {}  # write site -> what its dropped nodes send, at the channels in use [U]
+        for n in streams:
+            if n.endswith(".write"):
+                self.written[n] = self.r[n].index_fill(0, self.node_index[n], 0.0)[self.used]
+        self._whole: dict[str, tuple[Tensor, int]] = {}  # site -> the mask last found to keep all, and its version
         self.parts: list[_AttentionPart | _MLPPart] = []
         for i, b in enumerate(model.blocks):
             self.parts.append(_AttentionPart(self, f"block{i}.attn", b.attn))  # type: ignore[arg-type]
@@ -78,9 +88,14 @@ class TransformerLayout(Layout):
     def __call__(self, *inputs: Tensor) -> Tensor:
         tokens, at = inputs[0], inputs[1] if len(inputs) > 1 else None
         key = tuple(id(t) for t in inputs)
-        new = key not in self._begun
-        begun = self._begun[key] = self._begin(inputs) if new else self._begun[key]
-        first = self._first_change(begun)
+        learning = torch.is_grad_enabled() and any(m.requires_grad for m in self._masks().values())
+        new = key not in self._begun and not learning  # what was learned on is hardly ever asked again
+        begun = self._begun[key] if key in self._begun else self._begin(inputs)
+        if new:
+            if len(self._begun) >= INPUTS_HELD:
+                del self._begun[next(iter(self._begun))]
+            self._begun[key] = begun
+        first = 0 if learning else self._first_change(begun)
         x, last = begun.streams[first], tokens
         for i in range(first, len(self.parts)):
             asked = at if i + 2 == len(self.parts) else None  # of the last block only the position asked matters
@@ -101,11 +116,16 @@ class TransformerLayout(Layout):
         return {**self.nodes, **self.edges}
 
     def _first_change(self, begun: _Begun) -> int:
-        """The first part that a mask has changed for, or that was not run yet; a gradient needs them all."""
-        now = self._masks()
-        if torch.is_grad_enabled() and any(m.requires_grad for m in now.values()):
-            return 0
-        changed = [n for n, m in now.items() if not torch.equal(m, begun.masks[n])]
+        """The first part that a mask has changed for, or that was not run yet."""
+        changed = []
+        for n, m in self._masks().items():
+            known, version = begun.seen[n]
+            if m is known and m._version == version:
+                continue
+            if torch.equal(m, begun.masks[n]):
+                begun.seen[n] = m, m._version
+            else:
+                changed.append(n)
         parts = [i for i, part in enumerate(self.parts) for n in changed if n.startswith(f"{part.name}.")]
         return min([*parts, len(begun.streams) - 1])
 
@@ -128,36 +148,36 @@ class TransformerLayout(Layout):
                 rows = torch.arange(len(tokens))
                 sums[-2:] = [s[rows, inputs[1]] for s in sums[-2:]]
             masks = {n: m.detach().clone() for n, m in self._masks().items()}
-        if len(self._begun) >= INPUTS_HELD:
-            del self._begun[next(iter(self._begun))]
-        return _Begun(inputs, tuple(sums), masks, [x[..., self.used]])
+            seen = {n: (m, m._version) for n, m in self._masks().items()}
+        return _Begun(inputs, tuple(sums), masks, seen, [x[..., self.used]])
 
     def read(self, site: str, x: Tensor, rest: Tensor, norm: nn.Module) -> Tensor:
         """What the kept nodes of a read site send: [.., kept]."""
-        index = self.node_index[site]
-        h = x.index_select(-1, self.place[index])
+        h = x.index_select(-1, self.at[site])
         if not isinstance(norm, nn.RMSNorm):  # a model without norms
             return self.blend(site, h)
         eps = norm.eps if norm.eps is not None else torch.finfo(x.dtype).eps
         h = h * torch.rsqrt((x.square().sum(-1) + rest) / self.transformer.config.d_model + eps)[..., None]
         if norm.weight is not None:
-            h = h * norm.weight.detach()[index]
+            h = h * norm.weight.detach()[self.node_index[site]]
         return self.blend(site, h)
 
     def blend(self, site: str, h: Tensor) -> Tensor:
         """Kept nodes with their mask applied: m h + (1 - m) r."""
         m = self.nodes[site]
-        if not m.requires_grad and bool((m == 1).all()):
-            return h
-        return m * h + (1 - m) * self.r[site][self.node_index[site]]
+        if not m.requires_grad:
+            known, version = self._whole.get(site, (None, -1))
+            if m is known and m._version == version:
+                return h
+            if bool((m == 1).all()):
+                self._whole[site] = m, m._version
+                return h
+        return torch.lerp(self.resting[site].expand_as(h), h, m.expand_as(h))
 
     def write(self, site: str, x: Tensor, out: Tensor) -> Tensor:
         """The stream after a sublayer whose kept write nodes send `out`; the others send their reference."""
-        index = self.node_index[site]
-        rest = self.r[site].clone()
-        rest[index] = 0
-        x = x + rest[self.used]
-        return x.index_add(-1, self.place[index], self.blend(site, out)) if len(index) else x
+        x = x + self.written[site]
+        return x.index_add(-1, self.at[site], self.blend(site, out)) if len(self.at[site]) else x
 
 
 class _Matrix:
@@ -174,14 +194,21 @@ class _Matrix:
         self.bias = module.bias.detach()[dst]
         self.constant = self.bias + self.ablated @ r
         self.r = r[src]
+        self._known: tuple[Tensor, int, Tensor, Tensor] | None = None  # mask, its version, weight and bias under it
 
-    def weight(self) -> Tensor:
-        """The kept weights under the present mask."""
-        return self.kept * self.layout.edges[self.link]
+    def now(self) -> tuple[Tensor, Tensor]:
+        """The kept weights under the present mask, and the bias with what all other edges carry."""
+        mask = self.layout.edges[self.link]
+        known = None if mask.requires_grad else self._known
+        if known is not None and known[0] is mask and known[1] == mask._version:
+            return known[2:]
+        weight = self.kept * mask
+        bias = self.constant + (self.kept - weight) @ self.r
+        self._known = None if mask.requires_grad else (mask, mask._version, weight, bias)
+        return weight, bias
 
     def __call__(self, h: Tensor) -> Tensor:
-        w = self.weight()
-        return F.linear(h, w, self.constant + (self.kept - w) @ self.r)
+        return F.linear(h, *self.now())
 
 
 class _MLPPart:
@@ -248,19 +275,21 @@ class _AttentionPart:
             return layout.write(f"{name}.write", here, self.out.constant.expand(*here.shape[:-1], -1))
         h = layout.read(f"{name}.in", x, rest, self.norm)
         k, v = self._channels("k", h), self._channels("v", h)
+        if (short := LANES - k.shape[-2]) > 0:  # what stands after every position takes no part
+            k, v = F.pad(k, (0, 0, 0, short)), F.pad(v, (0, 0, 0, short))
         q = self._channels("q", h if at is None else h[rows, at][:, None])
         pattern = self._pattern(q, k, at)  # [B, H, T, T], or [B, H, 1, T]
         y = (pattern @ v).transpose(1, 2).flatten(-2)  # [B, T, H * D]
-        w = self.out.weight()  # [writes, kept v]
-        r_v = layout.r[f"{name}.v"]
-        out = y.index_select(-1, self.rows["v"]) @ w[:, self.here["v"]].T + self.out.bias
-        gone = self.out.ablated.clone()  # [writes, all v]: weights of edges outside the circuit or under the mask
-        gone = gone.index_add(1, layout.node_index[f"{name}.v"], self.out.kept - w) * r_v
+        w, constant = self.out.now()  # [writes, kept v], [writes]
+        y = y.index_select(-1, self.rows["v"])
         if self.sink is None:
-            out = out + gone.sum(-1)
+            out = F.linear(y, w[:, self.here["v"]], constant)
         else:  # what a frozen channel delivers shrinks with the share that the sink takes
+            gone = self.out.ablated.clone()  # [writes, all v]: weights of edges outside the circuit or under the mask
+            gone = gone.index_add(1, layout.node_index[f"{name}.v"], self.out.kept - w) * layout.r[f"{name}.v"]
             mass = pattern.sum(-1).transpose(1, 2)  # [B, T, H]
-            out = out + mass @ gone[:, self.channels].unflatten(-1, (len(self.heads), -1)).sum(-1).T
+            gone = mass @ gone[:, self.channels].unflatten(-1, (len(self.heads), -1)).sum(-1).T
+            out = F.linear(y, w[:, self.here["v"]], self.out.bias) + gone
         return layout.write(f"{name}.write", here, out if at is None else out[:, 0])
 
     def _channels(self, p: str, h: Tensor) -> Tensor:
@@ -270,9 +299,10 @@ class _AttentionPart:
         return full.unflatten(-1, (len(self.heads), -1)).transpose(1, 2)
 
     def _pattern(self, q: Tensor, k: Tensor, at: Tensor | None) -> Tensor:
-        t = torch.arange(k.shape[-2])
-        later = t > (t[:, None] if at is None else at[:, None, None, None])  # [T, T], or [B, 1, 1, T]
-        logits = (q @ k.transpose(-1, -2) * self.scale).masked_fill(later, -torch.inf)
+        """Attention weights [B, H, positions asked, keys]; of the keys, those that come later have none."""
+        here = torch.arange(q.shape[-2])[:, None] if at is None else at[:, None, None, None]
+        later = torch.arange(k.shape[-2]) > here  # [T, keys], or [B, 1, 1, keys]
+        logits = torch.where(later, -torch.inf, 0.0) + q @ k.transpose(-1, -2) * self.scale
         if self.sink is None:
             return logits.softmax(-1)
         sink = self.sink.detach()[self.heads].view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
