@@ -191,7 +191,9 @@ class DiscoverOptions(SeedOptions):
         default="mean", description="What nodes outside the circuit send: the training mix's mean, zero, what they "
         "send on the example's counterpart, or on another example.",
     )  # fmt: skip
-    granularity: str = Field(default="weights", description="What counts as a node: weights are single channels.")
+    granularity: Literal["weights", "components"] = Field(
+        default="weights", description="What counts as a node: single channels, or a transformer's heads and MLPs."
+    )
     workers: int | None = Field(
         default=None, ge=1, description="Processes for several tasks; by default as many as there are cores free."
     )
