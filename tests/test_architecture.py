@@ -18,7 +18,18 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A room may import the rooms of earlier floors; rooms of one floor only where `SAME_FLOOR` says so.
 FLOORS = {
-    "values": {"errors", "graph", "circuit", "stats", "files", "threads", "progress", "tables", "settings"},
+    "values": {
+        "errors",
+        "graph",
+        "circuit",
+        "stats",
+        "files",
+        "threads",
+        "progress",
+        "tables",
+        "settings",
+        "hard_concrete",
+    },
     "tools": {"patching", "structure", "gomory_hu", "store", "workers", "exchange"},
     "subjects": {"tasks", "models"},
     "questions": {"patched_run"},

@@ -15,10 +15,11 @@ from torch.nn.utils import parametrizations, parametrize
 from openwork import files, models, patching
 from openwork.circuit import Circuit
 from openwork.errors import UsageError
+from openwork.hard_concrete import noiseless_gate, nonzero_probability
 from openwork.store import load_model, model_digest, save_model
 from openwork.training import L0, L1, L0Settings, L1Settings, TrainSettings, make_regime, train
 from openwork.training.data import held_out_loss
-from openwork.training.gates import BOUND, HardConcrete, noiseless_gate, nonzero_probability
+from openwork.training.gates import BOUND, HardConcrete
 from openwork.training.matrices import copied, count_nonzero, dead_neurons, evaluating, matrices, places
 from openwork.training.optimizers import OPTIMIZERS
 

@@ -16,9 +16,12 @@ from torch import nn
 
 from openwork.discover.acdc import ACDCSettings, acdc
 from openwork.discover.attribution import AttributionSettings, IntegratedSettings, attribution, ig_inputs, ig_masks
+from openwork.discover.auto import AutoSettings, search_automatically
+from openwork.discover.edge_masks import EdgeMaskSettings, learned_edge_masks
 from openwork.discover.exact_patching import ExactSettings, exact_patching
 from openwork.discover.masks import MaskSettings, learned_masks
 from openwork.discover.minimum import ExactResult, exact_minimum
+from openwork.discover.modules import ModuleSettings, by_modules
 from openwork.discover.search import (
     Discovery,
     Keeper,
@@ -39,12 +42,15 @@ from openwork.settings import checked
 from openwork.tasks.task import Split
 
 METHODS: dict[str, tuple[Method, type[SearchSettings]]] = {
+    "auto": (search_automatically, AutoSettings),
     "masks": (learned_masks, MaskSettings),
     "attribution": (attribution, AttributionSettings),
     "ig_inputs": (ig_inputs, IntegratedSettings),
     "ig_masks": (ig_masks, IntegratedSettings),
     "exact_patching": (exact_patching, ExactSettings),
     "acdc": (acdc, ACDCSettings),
+    "edge_masks": (learned_edge_masks, EdgeMaskSettings),
+    "modules": (by_modules, ModuleSettings),
 }
 RESUMABLE = ("masks",)  # methods that take a keeper
 
@@ -88,7 +94,8 @@ def find(
 
 
 __all__ = [
-    "METHODS", "RESUMABLE", "ACDCSettings", "AttributionSettings", "Discovery", "ExactResult", "ExactSettings",
-    "IntegratedSettings", "Keeper", "MaskSettings", "Method", "OwnMethod", "Progress", "Search", "SearchSettings",
-    "State", "Trimmed", "exact_minimum", "find", "schema_of", "trim",
+    "METHODS", "RESUMABLE", "ACDCSettings", "AttributionSettings", "AutoSettings", "Discovery", "EdgeMaskSettings",
+    "ExactResult", "ExactSettings", "IntegratedSettings", "Keeper", "MaskSettings", "Method", "ModuleSettings",
+    "OwnMethod", "Progress", "Search", "SearchSettings", "State", "Trimmed", "exact_minimum", "find", "schema_of",
+    "trim",
 ]  # fmt: skip

@@ -63,8 +63,8 @@ class Discovery:
     """What a search found.
 
     status     "ok", or "infeasible" when nothing met the target (then `circuit` is None)
-    loss       task loss on the half that chose the size, nats (where infeasible: the lowest that was reached)
-    full_loss  task loss of the whole model on that half
+    loss       task loss on the examples that chose (the other half, or all), nats; where infeasible the lowest reached
+    full_loss  task loss of the whole model on the same examples
     scores     the ranking behind the decision, where there is one
     log        what happened, step by step, as plain data
     """
@@ -102,7 +102,8 @@ class Search:
         unseen = self.run.loss(self.choose, circuit)
         if self.learn is self.choose or unseen > self.target:
             return unseen
-        return max(unseen, self.run.loss(self.split, circuit))
+        taught, n = self.run.loss(self.learn, circuit), len(self.choose)
+        return max(unseen, (n * unseen + len(self.learn) * taught) / (n + len(self.learn)))
 
     def fewest(self, scores: Scores, most: int | None = None) -> tuple[Circuit | None, list[dict[str, Any]]]:
         """The circuit of the fewest top-ranked nodes or edges that meets the target, by bisection, and what was tried.

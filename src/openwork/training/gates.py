@@ -1,13 +1,10 @@
 """L0 by hard-concrete gates (Louizos, Welling and Kingma 2018, arXiv 1712.01312): every weight has a gate that learns.
 
-While gates learn, a weight w acts as w z with z drawn anew in every step,
-
-    u ~ U(0, 1)    s = sigmoid((logit u + a) / BETA)    z = clip(s (ZETA - GAMMA) + GAMMA, 0, 1)
-
-so z is exactly 0 or exactly 1 with some probability, and P(z != 0) has a slope in a (`log_alpha`, one number per gate).
-Without noise, as in held-out losses, z is `noiseless_gate(a)`. Two densities come of this that differ: the expected
-one is the mean of P(z != 0), the test-time one counts gates that are open without noise. A gate at the threshold of the
-second still has P(z != 0) = 0.31, one at the lower bound of a has 0.047: no price brings the expected density to 0.04.
+While gates learn, a weight w acts as w z with z drawn anew in every step (see `hard_concrete`; its a is `log_alpha`,
+one number per gate), so z is exactly 0 or exactly 1 with some probability, and P(z != 0) has a slope in a. Without
+noise, as in held-out losses, z is `noiseless_gate(a)`. Two densities come of this that differ: the expected one is the
+mean of P(z != 0), the test-time one counts gates that are open without noise. A gate at the threshold of the second
+still has P(z != 0) = 0.31, one at the lower bound of a has 0.047: no price brings the expected density to 0.04.
 
 The default is a density to reach instead of a price to tune (constrained formulation: Gallego-Posada et al. 2022):
 loss + multiplier * expected density, the multiplier raised while the density is above its target. Ours:
@@ -41,24 +38,14 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from openwork.errors import UsageError
+from openwork.hard_concrete import noiseless_gate, noisy_gate, nonzero_probability
 from openwork.patching import graph_of
 from openwork.training.loop import Regime
 from openwork.training.matrices import evaluating, places
 
-BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # as published
 BOUND = math.log(100)  # |a| stays below it, as in the authors' code: a gate further out would get no slope back
 BEGIN, SPREAD = 2.5, 0.01  # a at the start is N(BEGIN, SPREAD): P(z != 0) = 0.98
 DAMPING = 0.06  # share of a run over which a lasting error adds to the multiplier what the error itself adds at once
-
-
-def noiseless_gate(a: Tensor) -> Tensor:
-    """The gate without noise: clip(sigmoid(a)(ZETA - GAMMA) + GAMMA, 0, 1); exactly 0 iff a <= -log 11 = -2.398."""
-    return (torch.sigmoid(a) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-
-def nonzero_probability(a: Tensor) -> Tensor:
-    """P(z != 0) = sigmoid(a - BETA log(-GAMMA / ZETA)) = sigmoid(a + 1.599)."""
-    return torch.sigmoid(a - BETA * math.log(-GAMMA / ZETA))
 
 
 class HardConcrete(nn.Module):
@@ -93,9 +80,7 @@ class HardConcrete(nn.Module):
 
     def draw(self) -> Tensor:
         """z, of the shape of a, from torch's own random state."""
-        u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
-        s = torch.sigmoid((torch.logit(u) + self.log_alpha) / BETA)
-        return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+        return noisy_gate(self.log_alpha, torch.rand_like(self.log_alpha))
 
 
 class L0Settings(BaseModel):
