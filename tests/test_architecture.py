@@ -46,6 +46,7 @@ FLOORS = {
         "compare",
         "ground_truth",
         "searches",
+        "transfer",
         "cli",
         "__main__",
     },

@@ -53,7 +53,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
     fake = FakeBench()
     monkeypatch.setitem(sys.modules, "openwork.bench", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(openwork, "bench", fake, raising=False)
-    for other in ("compare", "ground_truth"):
+    for other in ("compare", "ground_truth", "transfer"):
         monkeypatch.setitem(sys.modules, f"openwork.{other}", fake)  # type: ignore[arg-type]
     return fake
 

@@ -39,6 +39,8 @@ EXAMPLES = {
     "verify": "openwork verify runs/a --circuit single_double_quote",
     "modules": "openwork modules runs/a",
     "bench": "openwork bench planted --methods masks --json",
+    "export": "openwork export runs/a --circuit single_double_quote-acdc_components --to eap-ig --out circuit.json",
+    "import": "openwork import runs/a --file circuit.json --task single_double_quote",
     "show": "openwork show runs/a",
     "view": "openwork view runs/a",
 }
@@ -244,6 +246,28 @@ class BenchOptions(SeedOptions):
     )
 
 
+class ExportOptions(Options):
+    """openwork export"""
+
+    circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
+    to: Literal["eap-ig", "attribution-graph"] = Field(
+        description="The JSON of EAP-IG and MIB (heads and MLPs), or that of viewers of attribution graphs."
+    )
+    out: Path = Field(description="File to write.")
+    example: int = Field(default=0, ge=0, description="Example of the explain split that an attribution graph shows.")
+
+
+class ImportOptions(Options):
+    """openwork import"""
+
+    file: Path = Field(description="Circuit in the JSON of EAP-IG or MIB, for this run's model.")
+    task: str = Field(description="Task that it is claimed to do.")
+    target: float = Field(default=0.15, gt=0, description="Task loss in nats that it is claimed to reach.")
+    reference: Literal["mean", "zero", "counterfactual", "resample"] = Field(
+        default="counterfactual", description="What everything outside it sends."
+    )
+
+
 # -- the commands ----------------------------------------------------------------------------------------------------
 
 app = App(
@@ -388,6 +412,30 @@ def bench(what: Literal["planted"], /, *, options: Annotated[BenchOptions, Flat]
         from openwork.ground_truth import bench_planted
 
         return bench_planted(listed(o.methods), listed(o.cases), o.seed, o.workers, o.out, progress)
+
+    execute(body, options)
+
+
+@command
+def export(run: Run, /, *, options: Annotated[ExportOptions, Flat]) -> None:
+    """Write a circuit in a file of another program's format."""
+
+    def body(_progress: Progress) -> Result:
+        from openwork.transfer import export_circuit
+
+        return export_circuit(run, options.circuit, options.to, options.out, options.example)
+
+    execute(body, options)
+
+
+@command
+def import_(run: Run, /, *, options: Annotated[ImportOptions, Flat]) -> None:
+    """Read a circuit that another program found in this run's model, so that it can be verified here."""
+
+    def body(_progress: Progress) -> Result:
+        from openwork.transfer import import_circuit
+
+        return import_circuit(run, options.file, options.task, options.target, options.reference)
 
     execute(body, options)
 

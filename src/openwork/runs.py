@@ -489,6 +489,8 @@ def check_circuit(path: Path, name: str, seed: int, controls: tuple[Evidence, ..
         others = {n: run.task(n).split("verify") for n in run.subject.task_names() if n != result["task"]}
         model = GRANULARITIES[result.get("granularity", "weights")](run.model)
         sent = reference_of(run, model, result.get("reference", "mean"))
+        if sent == "counterfactual":  # tasks whose examples have no counterparts cannot be asked then
+            others = {n: s for n, s in others.items() if bool((s.pair >= 0).all())}
         question = Question(model, circuit, sent, task.split("verify"), ood, result["target"], seed, n_null, others)
         circuit = circuit.with_evidence(*verify(question), *controls)
         have = {"key": key, "task": result["task"], "evidence": [plain(vars(e)) for e in circuit.evidence]}

@@ -32,8 +32,8 @@ def to_eap_ig(circuit: Circuit, scores: Scores | None = None) -> dict[str, Any]:
     scores  the ranking behind it; without one an edge scores 1 where it is kept and 0 where not
     UsageError for a graph that is not one of heads and MLPs.
     """
-    graph = circuit.graph
-    edges = {}
+    graph, edges = circuit.graph, {}
+    config = _config(graph)  # refuses graphs of single weights
     for name, (link, at) in _edges(graph).items():
         kept = bool(circuit.edges[link][at])
         score = float(scores.values[link][at]) if scores is not None and link in scores.values else float(kept)
@@ -42,7 +42,7 @@ def to_eap_ig(circuit: Circuit, scores: Scores | None = None) -> dict[str, Any]:
     for s in graph.sites:
         for i in range(s.size if not s.steers else 0):
             nodes[_node(s.name, i)] = {"in_graph": bool(circuit.nodes[s.name][i])}
-    return plain({"cfg": _config(graph), "nodes": nodes, "edges": edges})
+    return plain({"cfg": config, "nodes": nodes, "edges": edges})
 
 
 def read_eap_ig(path: Path, graph: Graph, support: Masks) -> tuple[Circuit, Scores]:
