@@ -138,7 +138,7 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
             "discover runs/a --task single_double_quote",
             (
                 "discover_run",
-                (Path("runs/a"), "single_double_quote", "masks", 0.15, 0, (), "mean", "weights", None, None),
+                (Path("runs/a"), "single_double_quote", "auto", 0.15, 0, (), "mean", "weights", None, None),
             ),
         ),
         (

@@ -35,10 +35,10 @@ EXAMPLES = {
     "train": "openwork train --task python --regime topk --density 0.05 --out runs/a",
     "compare": "openwork compare --task digits --regimes dense,l1,topk --seeds 3 --preset smoke --out runs/compared",
     "tasks": "openwork tasks --run runs/a",
-    "discover": "openwork discover runs/a --task single_double_quote --method masks",
+    "discover": "openwork discover runs/a --task single_double_quote",
     "verify": "openwork verify runs/a --circuit single_double_quote",
     "modules": "openwork modules runs/a",
-    "bench": "openwork bench planted --methods masks --json",
+    "bench": "openwork bench planted --methods auto,acdc --json",
     "export": "openwork export runs/a --circuit single_double_quote-acdc_components --to eap-ig --out circuit.json",
     "import": "openwork import runs/a --file circuit.json --task single_double_quote",
     "show": "openwork show runs/a",
@@ -188,7 +188,7 @@ class DiscoverOptions(SeedOptions):
     model: str | None = Field(
         default=None, description="Your own model, module:function; RUN is then a new folder, or one made this way."
     )
-    method: str = Field(default="masks", description="Way of searching, or your own as module:function.")
+    method: str = Field(default="auto", description="Way of searching, or your own as module:function.")
     reference: Literal["mean", "zero", "counterfactual", "resample"] = Field(
         default="mean", description="What nodes outside the circuit send: the training mix's mean, zero, what they "
         "send on the example's counterpart, or on another example.",
