@@ -30,7 +30,7 @@ FLOORS = {
         "settings",
         "hard_concrete",
     },
-    "tools": {"patching", "structure", "gomory_hu", "store", "workers", "exchange"},
+    "tools": {"patching", "single", "structure", "gomory_hu", "store", "workers", "exchange"},
     "subjects": {"tasks", "models"},
     "questions": {"patched_run"},
     "stages": {"training", "discover", "planted", "verify", "explain", "views", "export"},

@@ -22,6 +22,7 @@ from openwork.discover.exact_patching import ExactSettings, exact_patching
 from openwork.discover.masks import MaskSettings, learned_masks
 from openwork.discover.minimum import ExactResult, exact_minimum
 from openwork.discover.modules import ModuleSettings, by_modules
+from openwork.discover.recursive import RecursiveSettings, recursive_patching
 from openwork.discover.search import (
     Discovery,
     Keeper,
@@ -51,6 +52,7 @@ METHODS: dict[str, tuple[Method, type[SearchSettings]]] = {
     "acdc": (acdc, ACDCSettings),
     "edge_masks": (learned_edge_masks, EdgeMaskSettings),
     "modules": (by_modules, ModuleSettings),
+    "recursive": (recursive_patching, RecursiveSettings),
 }
 RESUMABLE = ("masks",)  # methods that take a keeper
 
@@ -96,6 +98,6 @@ def find(
 __all__ = [
     "METHODS", "RESUMABLE", "ACDCSettings", "AttributionSettings", "AutoSettings", "Discovery", "EdgeMaskSettings",
     "ExactResult", "ExactSettings", "IntegratedSettings", "Keeper", "MaskSettings", "Method", "ModuleSettings",
-    "OwnMethod", "Progress", "Search", "SearchSettings", "State", "Trimmed", "exact_minimum", "find", "schema_of",
-    "trim",
+    "OwnMethod", "Progress", "RecursiveSettings", "Search", "SearchSettings", "State", "Trimmed", "exact_minimum",
+    "find", "schema_of", "trim",
 ]  # fmt: skip

@@ -165,7 +165,7 @@ def finish(search: Search, answer: Answer, origin: Mapping[str, Any]) -> Discove
         circuit, tried = (answer if loss <= search.target else None), [{"edges": len(answer), "loss": loss}]
     else:
         circuit, tried = search.fewest(scores)
-    origin = {**(scores.origin if scores is not None else {}), **origin}
+    origin = {**answer.origin, **origin}
     if circuit is None:
         return Discovery("infeasible", None, min(t["loss"] for t in tried), full, scores, tuple(tried), origin)
     circuit = replace(circuit, origin=origin)

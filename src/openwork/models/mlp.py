@@ -22,7 +22,8 @@ from openwork.circuit import Circuit
 from openwork.graph import Graph, Link, Site
 from openwork.models.folded import Subsets, plain_perceptron
 from openwork.models.node import Node, share_of
-from openwork.patching import carry, weight_of
+from openwork.models.single import MLPSingle
+from openwork.patching import Inputs, Reference, carry, weight_of
 
 
 class EmbeddingConfig(BaseModel):
@@ -101,12 +102,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, outputs] of features [B, inputs] or of ids [B, slots]."""
-        bend = {"relu": F.relu, "silu": F.silu}[self.config.activation]
         x = self.nodes[0](x if self.embed is None else self.embed(x))
         for i, layer in enumerate(self.layers, 1):
             x = layer(x)
-            x = self.nodes[i](x if i == len(self.layers) else bend(x))
+            x = self.nodes[i](x if i == len(self.layers) else self.bend(x))
         return x
+
+    def bend(self, x: Tensor) -> Tensor:
+        """The activation of the hidden layers, number by number."""
+        return {"relu": F.relu, "silu": F.silu}[self.config.activation](x)
 
     def graph(self) -> Graph:
         """One site per layer of nodes, one link per matrix; with an embedding, its channels are the first nodes."""
@@ -129,3 +133,7 @@ class MLP(nn.Module):
     def subsets(self, circuit: Circuit, reference: Mapping[str, Tensor]) -> Subsets | None:
         """Many subsets of a circuit in one run; None where nodes do not act on their own (AbsTopK) or ids are read."""
         return None if plain_perceptron(self) else Subsets(self, circuit, reference)
+
+    def single(self, inputs: Inputs, reference: Reference) -> MLPSingle | None:
+        """Runs with one edge ablated at a time (see `models.single`), or None where the general ones must do."""
+        return None if self.config.abstopk < 1 else MLPSingle(self, inputs, reference)

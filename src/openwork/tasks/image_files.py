@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,14 @@ class Images:
         """The part that a split is taken from, and the ascending indices of its images there."""
         if split not in SPLITS:
             raise unknown(f"split of {self.name}", split, SPLITS)
-        if split in ("verify", "ood"):
-            return self.test, torch.arange(len(self.labels[self.test]))
-        turn = torch.arange(len(self.labels[self.train])) % 12
-        mine = {"discover": turn == 10, "explain": turn == 11}.get(split, turn < 10)
-        return self.train, mine.nonzero().flatten()
+        return self._members[split]
+
+    @cached_property
+    def _members(self) -> dict[str, tuple[str, Tensor]]:
+        turn, tested = torch.arange(len(self.labels[self.train])) % 12, torch.arange(len(self.labels[self.test]))
+        mine = {"train": turn < 10, "discover": turn == 10, "explain": turn == 11}
+        ids = {split: (self.train, of.nonzero().flatten()) for split, of in mine.items()}
+        return ids | {"verify": (self.test, tested), "ood": (self.test, tested)}
 
     def of(self, part: str, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels in 0..1 [K, F] and classes [K] of some images of a part."""
