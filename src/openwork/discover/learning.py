@@ -53,7 +53,7 @@ class GateSettings(SearchSettings):
     check_every: int = Field(10, ge=1)
 
 
-class _Step(torch.autograd.Function):
+class Step(torch.autograd.Function):
     """tau > 0 forward; derivative of sigmoid(tau / temperature) backward."""
 
     @staticmethod
@@ -81,7 +81,7 @@ def step_gate(temperature: float) -> Gate:
     """Open or shut, with a slope that is pretended."""
 
     def opened(tau: Tensor) -> tuple[Tensor, Tensor]:
-        mask = _Step.apply(tau, temperature)
+        mask = Step.apply(tau, temperature)
         return mask, mask.sum()
 
     return Gate(opened, -1.0)

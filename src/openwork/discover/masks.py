@@ -33,6 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from openwork.circuit import Circuit, Masks, Scores
+from openwork.discover.learning import Step, batches_of
 from openwork.discover.search import Discovery, Keeper, Progress, Search, SearchSettings, State
 from openwork.errors import UsageError
 from openwork.patched_run import PatchedRun
@@ -65,22 +66,6 @@ class MaskSettings(SearchSettings):
     drop_after: int = Field(2, ge=1, description="after so many checks in a row")
     drop_share: float = Field(0.2, gt=0, le=1, description="lay out anew once this share of the nodes has gone")
     quiet: int = Field(6, ge=1, description="with compact, stop after so many checks without a smaller snapshot")
-
-
-class _Step(torch.autograd.Function):
-    """tau > 0 forward; derivative of sigmoid(tau / temperature) backward."""
-
-    @staticmethod
-    def forward(ctx: Any, tau: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(tau)
-        ctx.temperature = temperature
-        return (tau > 0).to(tau.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        (tau,) = ctx.saved_tensors
-        s = torch.sigmoid(tau / ctx.temperature)
-        return grad[0] * s * (1 - s) / ctx.temperature, None
 
 
 @contextmanager
@@ -180,7 +165,7 @@ class _Learner:
         lost = (s.target + math.log(1 + self.learn.wrong.shape[1])) / 2  # half way to a guess: nothing leads back
         if s.start == "noise" and self.step:
             self._noise()  # so that the batches are those of an undisturbed search
-        batches = itertools.islice(_batches(self.learn, s, self.rng), self.step, None)
+        batches = itertools.islice(batches_of(self.learn, s.pairs, self.rng), self.step, None)
         while self.step < s.steps and not self._quiet():
             self._descend(next(batches))
             self.step += 1
@@ -210,10 +195,10 @@ class _Learner:
     def _task_loss(self, batch: Split) -> tuple[Tensor, Tensor]:
         """Mean loss of a batch under the present gates, and the gates [n] of the nodes in play."""
         if self.layout is None:
-            gates = _Step.apply(self.tau, self.s.temperature)
+            gates = Step.apply(self.tau, self.s.temperature)
             with patched(self.run.model, self.reference, self.by_site(gates)):
                 return losses(self.run.model(*batch.inputs), batch).mean(), gates
-        gates = _Step.apply(self.tau[self.alive], self.s.temperature)
+        gates = Step.apply(self.tau[self.alive], self.s.temperature)
         self.layout.nodes.update(zip(self.layout.nodes, gates.split(self.layout_sizes), strict=True))
         return losses(self.layout(*batch.inputs), batch).mean(), gates
 
@@ -327,19 +312,6 @@ def _costs(
         for n, g in zip(gates, torch.autograd.grad(total, list(gates.values())), strict=True):
             costs[n] -= g.cpu() / (levels * len(split))
     return costs
-
-
-def _batches(split: Split, s: MaskSettings, rng: torch.Generator) -> Iterator[Split]:
-    """Endless batches of whole pairs, each epoch in a new order."""
-    first = torch.arange(len(split))
-    partner = split.pair
-    lead = first[(partner < 0) | (first < partner)]  # one index per pair, and every example without a partner
-    while True:
-        order = lead[torch.randperm(len(lead), generator=rng)]
-        for i in range(0, len(order) - len(order) % s.pairs or len(order), s.pairs):
-            some = order[i : i + s.pairs]
-            others = partner[some]
-            yield split.take(torch.cat([some, others[others >= 0]])).tight()
 
 
 class _Judge:
