@@ -114,10 +114,13 @@ class Scores:
         items = self.graph.links if self.of_edges else self.graph.sites
         return [x.name for x in items if x.name in self.values]
 
-    def circuit(self, masks: Masks, support: Masks, origin: Mapping[str, Any] | None = None) -> Circuit:
+    def circuit(
+        self, masks: Masks, support: Masks, origin: Mapping[str, Any] | None = None, reached: bool = True
+    ) -> Circuit:
         """The circuit of some of these nodes or edges (see `Circuit.from_nodes` and `Circuit.from_edges`)."""
-        make = Circuit.from_edges if self.of_edges else Circuit.from_nodes
-        return make(self.graph, masks, support, origin or self.origin)
+        if self.of_edges:
+            return Circuit.from_edges(self.graph, masks, support, origin or self.origin, reached)
+        return Circuit.from_nodes(self.graph, masks, support, origin or self.origin)
 
     def _unranked(self) -> dict[str, Tensor]:
         return {} if self.of_edges else {s.name: torch.ones(s.size, dtype=torch.bool) for s in self.graph.sites}
@@ -171,15 +174,20 @@ class Circuit:
         return Circuit(graph, full, induced_edges(graph, full, support), origin or {})
 
     @staticmethod
-    def from_edges(graph: Graph, edges: Masks, support: Masks, origin: Mapping[str, Any] | None = None) -> Circuit:
-        """The circuit of some edges: its nodes are those on a path of kept edges from an input to the output.
+    def from_edges(
+        graph: Graph, edges: Masks, support: Masks, origin: Mapping[str, Any] | None = None, reached: bool = True
+    ) -> Circuit:
+        """The circuit of some edges: its nodes are those from which a path of kept edges leads on to the output.
 
         edges    link -> bool of its mask's shape; a link that is left out is kept whole
         support  link -> bool, where the model's weight is nonzero (see `patching.support`)
+        reached  whether a path from an input has to lead to a node as well. Where the reference belongs to each
+                 example, a node that none leads to carries what it would carry ablated; under a fixed reference it
+                 carries a constant of its own, such as its bias, which the circuit may need
         """
         kept = {e.name: support[e.name].bool().cpu() for e in graph.links}
         kept = {n: m & edges[n].bool().cpu() if n in edges else m for n, m in kept.items()}
-        nodes = connected(graph, kept)
+        nodes = connected(graph, kept) if reached else leading_on(graph, kept)
         return Circuit(graph, nodes, induced_edges(graph, nodes, kept), origin or {})
 
     @staticmethod

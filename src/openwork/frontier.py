@@ -89,7 +89,7 @@ def _start(run: PatchedRun, split: Split, found: Discovery, circuit: Circuit, ta
         kept = min(total, math.ceil(GROWTH * kept) + 1)
         masks = scores.top(kept)
         mine = circuit.edges if scores.of_edges else circuit.nodes
-        start = scores.circuit({n: m | mine[n] for n, m in masks.items()}, run.support)
+        start = scores.circuit({n: m | mine[n] for n, m in masks.items()}, run.support, reached=run.constants_are_lost)
         if run.loss(split, start) <= target:
             return start
     return None

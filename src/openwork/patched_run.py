@@ -82,6 +82,11 @@ class PatchedRun:
         """The reference where it is the same for every example, else None."""
         return self.reference if isinstance(self.reference, Mapping) else None
 
+    @property
+    def constants_are_lost(self) -> bool:
+        """Whether a node that nothing kept leads to carries just what it would carry ablated."""
+        return self.fixed is None
+
     def parts(self, split: Split, most: int = 3) -> tuple[Part, ...]:
         """The examples of a split in at most `most` parts of like length; asked again, the same ones."""
         key = (id(split), most)

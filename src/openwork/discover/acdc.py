@@ -157,8 +157,9 @@ def prune(
 
 def circuit_of(run: PatchedRun, masks: Mapping[str, Tensor], of: Of) -> Circuit:
     """The circuit of what is kept."""
-    make = Circuit.from_edges if of == "edges" else Circuit.from_nodes
-    return make(run.graph, masks, run.support)
+    if of == "nodes":
+        return Circuit.from_nodes(run.graph, masks, run.support)
+    return Circuit.from_edges(run.graph, masks, run.support, reached=run.constants_are_lost)
 
 
 def _drop(masks: Mapping[str, Tensor], entries: Sequence[Entry]) -> None:

@@ -83,7 +83,8 @@ def recursive_patching(
     found = explore(search.run, search.learn, metric_of(settings.metric), threshold, settings.of, progress)
     if settings.threshold is None:
         return found.scores
-    return found.scores.circuit(found.scores.above(threshold), search.run.support)
+    kept, run = found.scores.above(threshold), search.run
+    return found.scores.circuit(kept, run.support, reached=run.constants_are_lost)
 
 
 def explore(

@@ -123,7 +123,7 @@ class Search:
         tried: list[dict[str, Any]] = []
 
         def attempt(k: int) -> Circuit | None:
-            circuit = scores.circuit(scores.top(k), support)
+            circuit = scores.circuit(scores.top(k), support, reached=self.run.constants_are_lost)
             loss = self.judge(circuit)
             tried.append({"kept": k, "edges": circuit.counts()["edges"], "loss": loss})
             return circuit if loss <= self.target else None
