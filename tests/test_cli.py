@@ -152,7 +152,7 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
         ("verify runs/a --circuit c --searches --workers 2", ("verify_run", (Path("runs/a"), "c", 0, True, 2))),
         (
             "bench planted --methods a,b c --cases x --out f.json",
-            ("bench_planted", (("a", "b", "c"), ("x",), 0, None, Path("f.json"))),
+            ("bench_planted", (("a", "b", "c"), ("x",), 0, None, Path("f.json"), "weights")),
         ),
         ("modules runs/a", ("modules_run", (Path("runs/a"), None, None, 20, 0))),
         (

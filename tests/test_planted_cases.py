@@ -560,3 +560,15 @@ def test_a_row_is_plain_data_of_one_line() -> None:
     assert none["exact"] is False
     assert none["edges_found"] == 0
     assert math.isnan(none["precision"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["hand_previous_3x8", "fraction_3x8", "hand_balanced_8", "seen_before_3x7+decoy"])
+def test_heads_and_mlps_that_carry_the_circuit_are_enough_and_each_is_needed(name: str) -> None:
+    fine, coarse = make_case(name), make_case(name, granularity="components")
+    split = coarse.task.split("verify")
+    assert task_loss(coarse.model, coarse.truth, coarse.reference, split) <= coarse.target == fine.target
+    without = [loss for _, loss in removals(coarse.model, coarse.truth, coarse.reference, split)]
+    assert min(without) > coarse.target
+    assert 0 < len(coarse.truth) < len(Circuit.whole(coarse.truth.graph, patching.support(coarse.model)))
+    with pytest.raises(UsageError, match="no transformer"):
+        make_case("xor", granularity="components")

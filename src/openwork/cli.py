@@ -240,6 +240,9 @@ class BenchOptions(SeedOptions):
     cases: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = Field(
         default=(), description="Planted networks by name; by default all."
     )
+    granularity: Literal["weights", "components"] = Field(
+        default="weights", description="What counts as a node: single channels, or a transformer's heads and MLPs."
+    )
     out: Path | None = Field(default=None, description="File to write the result to, as JSON.")
     workers: int | None = Field(
         default=None, ge=1, description="Processes to use; by default as many as there are cores free."
@@ -411,7 +414,7 @@ def bench(what: Literal["planted"], /, *, options: Annotated[BenchOptions, Flat]
     def body(progress: Progress) -> Result:
         from openwork.ground_truth import bench_planted
 
-        return bench_planted(listed(o.methods), listed(o.cases), o.seed, o.workers, o.out, progress)
+        return bench_planted(listed(o.methods), listed(o.cases), o.seed, o.workers, o.out, progress, o.granularity)
 
     execute(body, options)
 

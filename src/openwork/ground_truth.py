@@ -21,7 +21,7 @@ from openwork import stats, store
 from openwork.discover import METHODS, find, trim
 from openwork.errors import UsageError, unknown
 from openwork.files import plain
-from openwork.planted import CASES, make_case
+from openwork.planted import CASES, OF_HEADS, make_case
 from openwork.planted.score import row
 from openwork.progress import Progress
 from openwork.threads import available_cores
@@ -30,14 +30,14 @@ from openwork.workers import Job, map_jobs, report
 Result = dict[str, Any]
 
 
-def run_case(name: str, method: str, seed: int = 0, settings: Result | None = None) -> Result:
+def run_case(name: str, method: str, seed: int = 0, granularity: str = "weights") -> Result:
     """One row: what a method makes of a planted case (a job)."""
-    case = make_case(name, seed)
+    case = make_case(name, seed, granularity)
     split, began = case.task.split("discover"), time.process_time()
     about: Result = {"case": name, "family": case.family, "size": case.size, "ablation": case.ablation}
     about |= {"method": method, "target": case.target}
     try:
-        found = find(case.model, case.reference, split, method, target=case.target, seed=seed, **(settings or {}))
+        found = find(case.model, case.reference, split, method, target=case.target, seed=seed)
     except UsageError as refused:
         report(f"{name}: {method}", 1, 1)
         return about | {"status": "refused", "why": str(refused), "exact": False, "trimmed_exact": False}
@@ -62,21 +62,31 @@ def bench_planted(
     workers: int | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
+    granularity: str = "weights",
 ) -> Result:
     """Every method on every case, and a summary per method.
 
     methods, cases  names; by default all
     out             file to write the result to, as JSON
+    granularity     "weights", or "components": the transformers, with heads and MLPs as nodes
     """
-    for asked, there, what in ((methods, METHODS, "method"), (cases, CASES, "planted case")):
+    known = OF_HEADS if granularity == "components" else tuple(CASES)
+    for asked, there, what in ((methods, METHODS, "method"), (cases, known, "planted case")):
         for name in asked:
             if name not in there:
                 raise unknown(what, name, there)
-    chosen, on = list(methods or METHODS), list(cases or CASES)
-    jobs = [Job(f"{c}: {m}", run_case, (c, m, seed)) for c in on for m in chosen]
+    chosen, on = list(methods or METHODS), list(cases or known)
+    jobs = [Job(f"{c}: {m}", run_case, (c, m, seed, granularity)) for c in on for m in chosen]
     rows = map_jobs(jobs, workers or available_cores(), progress or Progress(False))
     told = [summary(m, rows) for m in chosen]
-    result: Result = {"seed": seed, "cases": len(on), "summary": told, "rows": rows, "tables": tables(told, rows)}
+    result: Result = {
+        "seed": seed,
+        "granularity": granularity,
+        "cases": len(on),
+        "summary": told,
+        "rows": rows,
+        "tables": tables(told, rows),
+    }
     if out is not None:
         store.write_json(out, plain(result))
     return result

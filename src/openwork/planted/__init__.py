@@ -12,6 +12,7 @@ from functools import partial
 from openwork.errors import UsageError, unknown
 from openwork.planted import attention, boolean, patterns, programs
 from openwork.planted.case import Case
+from openwork.planted.components import at_components
 from openwork.planted.distract import distract
 from openwork.planted.score import row, score
 
@@ -59,13 +60,22 @@ def _busy(name: str, seed: int) -> Case:
 CASES: dict[str, Callable[[int], Case]] = {**BASES, **{n: partial(_busy, n) for n in BUSY}}
 
 
-def make_case(name: str, seed: int = 0) -> Case:
-    """The case of that name; same seed, same case. Refuses an unknown name with the nearest one."""
+OF_HEADS = tuple(
+    n for n in CASES if (BUSY[n][0] if n in BUSY else n) in attention.HEADS.keys() | programs.PROGRAMS.keys()
+)  # the transformers, which have heads and MLPs as nodes too
+
+
+def make_case(name: str, seed: int = 0, granularity: str = "weights") -> Case:
+    """The case of that name; same seed, same case. Refuses an unknown name with the nearest one.
+
+    granularity  "weights", or "components": heads and MLPs as nodes (`OF_HEADS`)
+    """
     if name not in CASES:
         raise unknown("planted case", name, CASES)
     if seed < 0:
         raise UsageError(f"seed is {seed}; it must not be negative.")
-    return CASES[name](seed)
+    case = CASES[name](seed)
+    return at_components(case) if granularity == "components" else case
 
 
-__all__ = ["BASES", "BUSY", "CASES", "Case", "distract", "make_case", "row", "score"]
+__all__ = ["BASES", "BUSY", "CASES", "OF_HEADS", "Case", "distract", "make_case", "row", "score"]
