@@ -77,7 +77,9 @@ def page(result: dict[str, Any]) -> str:
         + "method answered; *after trimming*, what `openwork discover` stores. The 95 % interval is Clopper and "
         + "Pearson's. *Nothing* counts cases in which no circuit met the target, *refused* those that the method does "
         + "not take. Precision and recall are of the edges of the method's own answer; AUROC and average precision of "
-        + "its ranking, of edges or of nodes, whichever it ranks, so they compare only among like. CPU seconds: "
+        + "its ranking, of edges or of nodes, whichever it ranks, so they compare only among like. After "
+        + "trimming most agree, because networks this small are trimmed to their circuit from the whole model as well; "
+        + "what a method's own answer is worth stands before. CPU seconds: "
         + "means of the search alone.",
         "",
         table(
