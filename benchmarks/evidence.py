@@ -34,6 +34,17 @@ from openwork.threads import available_cores
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "evidence.md"
 TARGET = 0.15
 CONTROLS = ("nonsense_control", "swapped_control", "random_weights_control")
+WORDS = {
+    "sufficient": "surely meet the target on new examples",
+    "necessary": "are necessary",
+    "generalises": "generalise",
+    "robust": "stay good under random ablations of the rest",
+    "adversarial": "under the worst that a search finds",
+    "reference_dependence": "under every reference",
+    "keeps_attention": "keep the model's attention",
+    "selective": "serve their task alone",
+    "stable": "are found again by other seeds and on halves of the data",
+}
 GRADE = {"holds": "yes", "fails": "**no**", "too little data": "open"}
 
 
@@ -141,6 +152,12 @@ def page(
         "## Claims",
         "",
         table(["task", *(c.replace("_", " ") for c in claims)], grades),
+        "",
+        f"Of {len(told)} circuits, "
+        + ", ".join(f"{k} {WORDS[c]}" for c, k in zip(claims, held, strict=True) if c in WORDS)
+        + ". A circuit is cut down until it just meets its target on the examples of the search, so on others it tends "
+        + "to miss it by a little; what an adversary ablates takes much more. A circuit without nodes is a task that "
+        + "the model's frozen table of bigrams does alone.",
         "",
         "## Every claim that fails, in a sentence",
         "",
