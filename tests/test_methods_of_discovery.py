@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openwork import patching
 from openwork.circuit import Circuit
-from openwork.discover import Discovery, find, trim
+from openwork.discover import Discovery, auto, find, trim
 from openwork.discover.gradients import LaidOut, edge_costs, node_costs
 from openwork.discover.learning import GateSettings, hard_concrete_gate, step_gate
 from openwork.discover.modules import UNIONS, _unions
@@ -330,15 +330,29 @@ def test_a_larger_model_is_searched_by_learned_masks_and_rankings_only_after_the
     assert large.circuit == small.circuit == circuit_of(planted_model(), PLANTED)
 
 
-def test_where_learning_fails_the_other_starts_are_tried() -> None:
-    """A neuron that is a constant has no edge into it, so no choice of edges keeps it; rankings of nodes do."""
+def parity_with_a_constant() -> tuple[MLP, Split]:
+    """Parity with a neuron that has no edge into it: a constant, which the answer needs."""
     model, split = parity_model(6, 20), split_of(*signs(2, 6, 60))
     with torch.no_grad():
         model.layers[0].weight[2], model.layers[0].bias[2] = 0.0, 1.0
         model.layers[1].weight[:, 2], model.layers[1].bias[0] = torch.tensor([10.0, 0.0]), 0.0
+    return model, split
+
+
+def test_a_constant_that_the_answer_needs_is_kept_though_no_edge_leads_to_it() -> None:
+    model, split = parity_with_a_constant()
     found = find(model, patching.zero_reference(model), split, "auto", target=TARGET, exhaustive=0, steps=20)
     assert found.circuit == circuit_of(model, {"input": [0, 1], "hidden0": [0, 1, 2], "logits": [0, 1]})
-    assert [row["loss"] <= TARGET for row in found.log] == [False, False, True]
+    assert [row["loss"] <= TARGET for row in found.log] == [True]
+
+
+def test_where_learning_fails_the_other_starts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "_learned", lambda *_: iter([auto.Start("learned edge masks", None, 1.0)]))
+    model, split = parity_with_a_constant()
+    found = find(model, patching.zero_reference(model), split, "auto", target=TARGET, exhaustive=0, steps=20)
+    assert found.circuit == circuit_of(model, {"input": [0, 1], "hidden0": [0, 1, 2], "logits": [0, 1]})
+    assert found.log[0]["loss"] > TARGET
+    assert found.log[-1]["loss"] <= TARGET
 
 
 def test_where_every_edge_is_needed_all_are_kept() -> None:

@@ -77,6 +77,7 @@ def acdc(search: Search, settings: ACDCSettings, progress: Progress | None = Non
     def attempt(threshold: float) -> tuple[Circuit, bool]:
         pruned = prune(run, parts, metric, threshold, s.of, s.folder, progress)
         circuit = circuit_of(run, pruned.masks, s.of)
+        circuit = search.tidy(circuit) if s.of == "edges" else circuit
         loss = search.judge(circuit)
         edges = circuit.counts()["edges"]
         log.append({"threshold": threshold, "edges": edges, "loss": loss, "value": pruned.value, "runs": pruned.runs})

@@ -87,7 +87,7 @@ def learn_edges(search: Search, s: EdgeMaskSettings, progress: Progress | None =
         raise UsageError(f"this {type(run.model).__name__} has no block edges: there is nothing to put a mask on.")
 
     def circuit_of(edges: Masks) -> Circuit:
-        return Circuit.from_edges(run.graph, edges, run.support, reached=run.constants_are_lost)
+        return search.tidy(Circuit.from_edges(run.graph, edges, run.support, reached=run.constants_are_lost))
 
     def exact(kept: Masks) -> float:
         return search.judge(circuit_of(_laid(kept, support)))

@@ -84,7 +84,8 @@ def recursive_patching(
     if settings.threshold is None:
         return found.scores
     kept, run = found.scores.above(threshold), search.run
-    return found.scores.circuit(kept, run.support, reached=run.constants_are_lost)
+    circuit = found.scores.circuit(kept, run.support, reached=run.constants_are_lost)
+    return search.tidy(circuit) if settings.of == "edges" else circuit
 
 
 def explore(

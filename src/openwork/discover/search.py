@@ -105,6 +105,16 @@ class Search:
         taught, n = self.run.loss(self.learn, circuit), len(self.choose)
         return max(unseen, (n * unseen + len(self.learn) * taught) / (n + len(self.learn)))
 
+    def tidy(self, circuit: Circuit) -> Circuit:
+        """The circuit without nodes that no input leads to, if it still meets the target.
+
+        Under a fixed reference such nodes carry constants of their own, which a circuit may need.
+        """
+        trial = Circuit.from_edges(circuit.graph, circuit.edges, self.run.support, circuit.origin)
+        if self.run.constants_are_lost or trial == circuit:
+            return circuit
+        return trial if self.judge(trial) <= self.target else circuit
+
     def fewest(self, scores: Scores, most: int | None = None) -> tuple[Circuit | None, list[dict[str, Any]]]:
         """The circuit of the fewest top-ranked nodes or edges that meets the target, by bisection, and what was tried.
 
@@ -124,6 +134,7 @@ class Search:
 
         def attempt(k: int) -> Circuit | None:
             circuit = scores.circuit(scores.top(k), support, reached=self.run.constants_are_lost)
+            circuit = self.tidy(circuit) if scores.of_edges else circuit
             loss = self.judge(circuit)
             tried.append({"kept": k, "edges": circuit.counts()["edges"], "loss": loss})
             return circuit if loss <= self.target else None
