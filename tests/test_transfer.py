@@ -78,3 +78,20 @@ def test_what_a_format_cannot_hold_is_refused(run: Path, tmp_path: Path) -> None
     (tmp_path / "c.json").write_text('{"cfg": {"n_layers": 1}, "edges": {}}')
     with pytest.raises(UsageError, match=r"is missing; a file must name all"):
         import_circuit(run, tmp_path / "c.json", "planted_net:task", 0.15)
+
+
+def test_a_search_is_repeated_as_it_was_made(run: Path, tmp_path: Path) -> None:
+    """At the granularity and under the reference that found the circuit, not those of a default search."""
+    told = {
+        e["claim"]: e for e in bench.verify_run(run, "task-acdc_components", 0, searches=True, workers=1)["evidence"]
+    }
+    assert told["stable"]["details"]["searches"][0] == "as found"
+    assert len(told["stable"]["details"]["searches"]) == 5
+    assert {"nonsense_control", "swapped_control", "random_weights_control"} <= told.keys()
+    again = store.load_circuit(run / "controls" / "task-acdc_components-first-half")
+    assert "a0>logits" in again.edges
+    out = tmp_path / "circuit.json"
+    export_circuit(run, "task-acdc_components", "eap-ig", out)
+    imported = import_circuit(run, out, "planted_net:task", 0.15)
+    with pytest.raises(UsageError, match="no search here to repeat"):
+        bench.verify_run(run, imported["circuit"], 0, searches=True)

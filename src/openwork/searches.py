@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from openwork import patching, store
 from openwork.circuit import Circuit, Evidence
@@ -25,7 +25,20 @@ from openwork.discover import find, schema_of, trim
 from openwork.errors import UsageError
 from openwork.patched_run import PatchedRun
 from openwork.progress import Progress
-from openwork.runs import Run, circuit_folder, done, judged, keep, key_of, open_run, relabelled
+from openwork.runs import (
+    GRANULARITIES,
+    Run,
+    circuit_folder,
+    done,
+    judged,
+    keep,
+    key_of,
+    method_of,
+    open_run,
+    reference_of,
+    relabelled,
+)
+from openwork.transfer import METHOD as IMPORTED
 from openwork.verify import control, stable
 from openwork.verify.question import live_nodes
 from openwork.workers import Job, map_jobs, report
@@ -64,22 +77,23 @@ def search_again(path: Path, name: str, variant: str) -> Result:
     if variant in ("seed + 1", "seed + 2"):
         settings["seed"] += int(variant[-1])
     settings["control"] = variant not in AGAIN
-    asked = schema_of(first.origin["method"])(**settings)
+    way = method_of(result["method"])
+    asked = schema_of(way)(**settings)
     task, labels = run.task(result["task"]), variant.split()[0] if variant in CONTROLS else "right"
     discover, held_out = (relabelled(task.split(s), labels, asked.seed) for s in ("discover", "verify"))
     if variant in ("first half", "second half"):
         discover = discover.halves()[variant == "second half"]
-    model, reference = _subject(run, variant, asked.seed)
+    model = _model(run, result, asked.seed if variant == RANDOM else None)
+    reference = reference_of(run, model, result.get("reference", "mean"))
     label = f"{variant}: {name}"
-    found = find(
-        model, reference, discover, first.origin["method"], asked, lambda now, total: report(label, now, total)
-    )
+    found = find(model, reference, discover, way, asked, lambda now, total: report(label, now, total))
     out: Result = {"key": key, "variant": variant, "status": found.status, "examples": len(discover)}
     circuit: Circuit | None = None
     if found.circuit is not None:
-        nodes = trim(model, found.circuit, reference, discover, asked.target, edges=False).circuit
-        circuit = trim(model, nodes, reference, discover, asked.target).circuit.with_origin(searched_again=variant)
-        out |= judged(PatchedRun(model, reference), circuit, held_out)
+        nodes = trim(model, found.circuit, reference, discover, asked.target, edges=False, seed=asked.seed).circuit
+        circuit = trim(model, nodes, reference, discover, asked.target, seed=asked.seed).circuit
+        circuit = circuit.with_origin(searched_again=variant)
+        out |= judged(PatchedRun(model, reference, asked.seed), circuit, held_out)
     keep(folder, circuit, {"result.json": out})
     return out
 
@@ -90,11 +104,10 @@ def _folder(run: Run, name: str, variant: str) -> Path:
     return run.path / "controls" / f"{circuit_folder(run, name).name}-{slug}"
 
 
-def _subject(run: Run, variant: str, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    if variant != RANDOM:
-        return run.model, run.reference
-    model = shuffled(run.model, seed)
-    return model, patching.mean_reference(model, run.subject.reference_inputs())
+def _model(run: Run, result: Result, shuffle: int | None = None) -> nn.Module:
+    """The run's model at the granularity of a circuit's search; with a seed, its weights in random order."""
+    model = run.model if shuffle is None else shuffled(run.model, shuffle)
+    return GRANULARITIES[result.get("granularity", "weights")](model)
 
 
 def repeat(
@@ -102,13 +115,15 @@ def repeat(
 ) -> tuple[Evidence, ...]:
     """Evidence about the search that found a circuit: the controls, and whether it is stable.
 
-    UsageError where a control was asked of a model whose weights cannot be shuffled.
+    UsageError where no search found the circuit: there was none at the target, or it was imported.
     """
     run = open_run(path)
     folder = circuit_folder(run, name)
     result = store.read_json(folder / "result.json")
     if result["edge_pruned"]["status"] != "ok":
         raise UsageError(f'the search for "{name}" in {path} found no circuit, so there is none to find again.')
+    if result["method"] == IMPORTED:
+        raise UsageError(f'the circuit "{folder.name}" was imported: there is no search here to repeat.')
     jobs = [Job(f"{v}: {name}", search_again, (path, folder.name, v)) for v in variants]
     again = dict(zip(variants, map_jobs(jobs, workers, progress), strict=True))
     real, chance = result["edge_pruned"], math.log(result["answers"])
@@ -127,10 +142,11 @@ def repeat(
         circuits: list[Circuit | None] = [store.load_circuit(folder, run.digest)]
         for v in repeated:
             circuits.append(store.load_circuit(_folder(run, name, v)) if again[v]["status"] == "ok" else None)
+        model = _model(run, result)
         evidence.append(
             stable(
                 circuits, ("as found", *repeated), n=len(run.task(result["task"]).split("discover")), seed=seed,
-                live=live_nodes(run.model), support=patching.support(run.model),
+                live=live_nodes(model), support=patching.support(model),
             )
         )  # fmt: skip
     return tuple(evidence)
