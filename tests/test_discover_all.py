@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jobs import touch
 from openwork import bench, patching, store
 from openwork.circuit import Circuit
 from openwork.discover import METHODS, RESUMABLE, State, find, trim
@@ -262,15 +263,6 @@ def test_a_trim_under_a_reference_of_the_examples_is_one_minimal_there(kind: str
 
 
 # -- workers that share a model --------------------------------------------------------------------------------------
-
-
-def touch(place: int) -> tuple[int, bool]:
-    """A job: writes into the model that it was given, so that others can see whose memory it is."""
-    held = common()
-    with torch.no_grad():
-        first = next(held.model.parameters())
-        first.view(-1)[place] = 1000.0 + place
-    return os.getpid(), all(p.is_shared() for p in held.model.parameters()) and held.reference["hidden0"].is_shared()
 
 
 def trained(path: Path) -> Path:
