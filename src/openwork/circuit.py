@@ -64,13 +64,25 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One account of what a node, module or circuit does: in words (`text`) or as code that runs (`program`)."""
+    """One account of what a node, module or circuit does: in words (`text`) or as code that runs (`program`).
+
+    predicate  where it expects activity, as plain data that can be executed (see `explain.predicates`); {} if it is
+               in words alone
+    details    what else its author said, field by field: what is read, computed, written, and so on
+    """
 
     subject: str
     author: str
     text: str = ""
     program: str = ""
     evidence: tuple[Evidence, ...] = ()
+    predicate: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def supported(self) -> bool | None:
+        """Whether it beat what it was compared with: the verdict on its first evidence; None while there is none."""
+        return self.evidence[0].verdict == HOLDS if self.evidence else None
 
 
 @dataclass(frozen=True)
