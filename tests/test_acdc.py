@@ -1,8 +1,6 @@
-"""ACDC and exact patching: what a plain loop over single edges finds, however it is batched, broken off or resumed."""
+"""ACDC and exact patching: what a plain loop over single edges finds, however it is batched."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from openwork.discover import find
 from openwork.discover.acdc import circuit_of, prune
 from openwork.discover.exact_patching import exactly
 from openwork.discover.trials import Of, Trials, candidates, units
-from openwork.errors import RunError
 from openwork.models.components import Components
 from openwork.models.transformer import Transformer
 from openwork.patched_run import Part, PatchedRun
@@ -169,59 +166,6 @@ def test_a_fast_and_a_slow_way_try_the_same() -> None:
         mine.keep(0)
         general.keep(0)
     assert mine.trial([[("m0>a1.k", (0, 0))]], most=0.0) == general.trial([[("m0>a1.k", (0, 0))]], most=0.0) == []
-
-
-class Stopped(Exception):
-    """What breaks a search off."""
-
-
-@pytest.mark.parametrize("method", ["acdc", "exact_patching"])
-@pytest.mark.parametrize("after", [1, 5])
-def test_a_search_that_was_broken_off_goes_on_to_the_same_result(method: str, after: int, tmp_path: Path) -> None:
-    run, split = subject("view of transformer, LayerNorm, unembedding bias")
-    parts, metric = run.parts(split), METRICS["kl"]
-
-    def go(folder: Path | None, stop: int = 10**9) -> tuple[dict[str, Tensor], list[int]]:
-        seen: list[int] = []
-
-        def progress(now: int, _total: int) -> None:
-            seen.append(now)
-            if now == stop:
-                raise Stopped
-
-        if method == "exact_patching":
-            return exactly(run, parts, metric, "edges", folder, progress), seen
-        pruned = prune(run, parts, metric, 0.01, "edges", folder, progress)
-        return {**pruned.masks, "runs": torch.tensor(pruned.runs), "value": torch.tensor(pruned.value)}, seen
-
-    straight, all_nodes = go(None)
-    with pytest.raises(Stopped):
-        go(tmp_path, after)
-    resumed, rest = go(tmp_path)
-    assert rest == all_nodes[after:]
-    assert same(resumed, straight)
-    again, none = go(tmp_path)
-    assert none == []
-    assert same(again, straight)
-
-
-def test_a_table_of_another_search_is_refused(tmp_path: Path) -> None:
-    run, split = subject("mlp")
-    exactly(run, run.parts(split), METRICS["loss"], "edges", tmp_path)
-    for other, metric in ((split, "kl"), (split.take(torch.arange(4)), "loss")):
-        with pytest.raises(RunError, match="another search"):
-            exactly(run, run.parts(other), METRICS[metric], "edges", tmp_path)
-
-
-def test_the_folder_is_not_part_of_a_circuits_origin(tmp_path: Path) -> None:
-    model, split = planted_model(), examples("discover", 10, 7)
-    zero = patching.zero_reference(model)
-    found = find(model, zero, split, "acdc", threshold=0.01, folder=tmp_path)
-    assert (tmp_path / "acdc-0.01.json").exists()
-    assert found.circuit is not None
-    assert found.circuit.origin["settings"] == {
-        "target": 0.15, "control": False, "seed": 0, "of": "edges", "metric": "kl", "threshold": 0.01,
-    }  # fmt: skip
 
 
 def test_a_given_threshold_is_used_and_a_hopeless_one_is_infeasible() -> None:

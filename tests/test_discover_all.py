@@ -1,4 +1,4 @@
-"""Many tasks at once, the frontier, shared memory, references, searches that go on, masks that fall away."""
+"""Many tasks at once, the frontier, shared memory, references, masks that fall away."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,43 +17,19 @@ from torch import Tensor, nn
 from jobs import touch
 from openwork import bench, patching, store
 from openwork.circuit import Circuit
-from openwork.discover import METHODS, RESUMABLE, State, find, trim
-from openwork.discover.masks import MaskSettings, _Learner
+from openwork.discover import find, trim
+from openwork.discover.masks import _Learner
 from openwork.errors import UsageError
 from openwork.frontier import mean_frontier, nested, targets_for
-from openwork.keeper import FolderKeeper
 from openwork.patched_run import PatchedRun
 from openwork.progress import Progress
-from openwork.runs import find_circuit, hold, open_run, reference_of
+from openwork.runs import hold, open_run, reference_of
 from openwork.tasks.task import Split
 from openwork.workers import Job, common, map_jobs
 from planted import PADDED, circuit_of, examples, planted_model
 from subject_models import hooks_on, make
 
 TARGET = 0.1
-
-
-class Killed(Exception):
-    pass
-
-
-class Memory:
-    """A keeper that forgets nothing, and dies after so many saves."""
-
-    def __init__(self, dies_after: int = 10**9, through: FolderKeeper | None = None) -> None:
-        self.left, self.saved, self.through = dies_after, dict[str, State](), through
-
-    def load(self, name: str) -> State | None:
-        return self.through.load(name) if self.through else self.saved.get(name)
-
-    def save(self, name: str, state: Callable[[], State]) -> None:
-        if self.through:
-            self.through.save(name, state)
-        else:
-            self.saved[name] = state()
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
 
 
 def prompts(n: int = 24) -> tuple[nn.Module, dict[str, Tensor], Split]:
@@ -125,73 +100,6 @@ def test_the_search_runs_less_and_less_of_the_model() -> None:
         patch.setattr(_Learner, "_lay_out", spy)
         find(model, reference, split, "masks", target=0.69, steps=80, pairs=4)
     assert seen[-1] < 0.6 * seen[0]
-
-
-# -- searches that go on ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("compact", [True, False])
-@pytest.mark.parametrize("start", ["attribution", "noise"])
-def test_a_killed_search_goes_on_to_the_same_circuit(compact: bool, start: str, tmp_path: Path) -> None:
-    """Killed in the middle; the state travels through files."""
-    model, reference, split = prompts()
-    settings = MaskSettings(target=0.69, steps=60, pairs=4, compact=compact, start=start, init=0.5)  # type: ignore[arg-type]
-    whole = find(model, reference, split, "masks", settings)
-    for dies_after in (7, 33):
-        folder = FolderKeeper(tmp_path / str(dies_after), "k", 0.0)
-        with pytest.raises(Killed):
-            find(model, reference, split, "masks", settings, keeper=Memory(dies_after, folder))
-        steps = Mock()
-        again = find(model, reference, split, "masks", settings, steps, folder)
-        assert steps.call_args_list[0].args[0] == dies_after + 2, "the search began anew"
-        assert whole.circuit is not None
-        assert again.circuit == whole.circuit
-        assert json.dumps(again.log) == json.dumps(whole.log)
-
-
-@pytest.mark.parametrize("method", RESUMABLE)
-def test_every_resumable_method_saves_and_loads(method: str) -> None:
-    assert method in METHODS
-    model, split = planted_model(), examples("discover", 40, 3)
-    keeper = Memory()
-    first = find(model, patching.zero_reference(model), split, method, keeper=keeper, target=TARGET)
-    assert keeper.saved
-    assert find(model, patching.zero_reference(model), split, method, keeper=keeper, target=TARGET).circuit == (
-        first.circuit
-    )
-
-
-@pytest.mark.parametrize("edges", [False, True])
-def test_a_killed_trim_goes_on_to_the_same_circuit(edges: bool, tmp_path: Path) -> None:
-    model, reference, split = prompts()
-    everything = Circuit.whole(patching.graph_of(model), patching.support(model))
-    count = Memory()
-    whole = trim(model, everything, reference, split, 0.6, edges, keeper=count)
-    with pytest.raises(Killed):
-        trim(model, everything, reference, split, 0.6, edges, keeper=Memory(2, FolderKeeper(tmp_path, "k", 0.0)))
-    runs_before = FolderKeeper(tmp_path, "k", 0.0).load(f"trim {'edges' if edges else 'nodes'}")
-    assert runs_before is not None
-    again = trim(model, everything, reference, split, 0.6, edges, keeper=FolderKeeper(tmp_path, "k", 0.0))
-    assert again.circuit == whole.circuit
-    assert again.runs == whole.runs
-    assert 0 < runs_before.data["runs"] < whole.runs
-
-
-def test_a_state_of_another_question_or_a_damaged_one_is_none(tmp_path: Path) -> None:
-    kept = FolderKeeper(tmp_path / ".part", "a", 0.0)
-    kept.save("masks", lambda: State({"x": torch.tensor([0.1, 2.0])}, {"step": 3, "lost": float("nan")}))
-    loaded = kept.load("masks")
-    assert loaded is not None
-    assert torch.equal(loaded.tensors["x"], torch.tensor([0.1, 2.0]))
-    assert loaded.data == {"step": 3, "lost": None}
-    assert FolderKeeper(tmp_path / ".part", "b", 0.0).load("masks") is None
-    assert kept.load("trim nodes") is None
-    (tmp_path / ".part" / "masks.safetensors").write_bytes(b"\x00" * 50)
-    assert kept.load("masks") is None
-    slow = FolderKeeper(tmp_path / "slow", "a", 3600.0)
-    slow.save("masks", lambda: pytest.fail("not yet time for a state"))
-    kept.clear()
-    assert not (tmp_path / ".part").exists()
 
 
 # -- the frontier ----------------------------------------------------------------------------------------------------
@@ -402,26 +310,6 @@ def test_a_stopped_command_exits_130_and_goes_on(run: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [t["status"] for t in json.loads(done.stdout)["tasks"]] == ["ok", "ok"]
-
-
-def test_a_search_killed_in_a_run_goes_on_from_its_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies in the trim leaves the state of the search; what is found is what would have been found."""
-    settings = MaskSettings(target=0.22, steps=40).model_dump()
-    monkeypatch.setattr("openwork.keeper.EVERY", 0.0)
-    monkeypatch.setattr(FolderKeeper.__init__, "__defaults__", (0.0,))
-    whole = find_circuit(run, "four_nine", "masks", settings)
-    folder = run / "circuits" / "four_nine-masks"
-    circuit = store.load_circuit(folder)
-    (folder / "result.json").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr("openwork.runs.trim", lambda *a, **k: (_ for _ in ()).throw(Killed()))
-        with pytest.raises(Killed):
-            find_circuit(run, "four_nine", "masks", settings)
-    assert (folder / ".part" / "masks.safetensors").exists()
-    again = find_circuit(run, "four_nine", "masks", settings)
-    assert store.load_circuit(folder) == circuit
-    assert again["edge_pruned"] == whole["edge_pruned"]
-    assert not (folder / ".part").exists()
 
 
 def test_the_frontier_is_drawn(tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def test_a_constant_that_the_answer_needs_is_kept_though_no_edge_leads_to_it() -
 
 
 def test_where_learning_fails_the_other_starts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "_learned", lambda *_: iter([auto.Start("learned edge masks", None, 1.0)]))
+    monkeypatch.setattr(auto, "_learned", lambda *_: auto.Start("learned edge masks", None, 1.0))
     model, split = parity_with_a_constant()
     found = find(model, patching.zero_reference(model), split, "auto", target=TARGET, exhaustive=0, steps=20)
     assert found.circuit == circuit_of(model, {"input": [0, 1], "hidden0": [0, 1, 2], "logits": [0, 1]})

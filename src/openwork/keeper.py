@@ -7,29 +7,48 @@ what is searched for.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, nn
 
-from openwork import files
+from openwork import files, store
 from openwork.discover import State
+from openwork.patching import Reference
+from openwork.tasks.task import Split
 
 EVERY = 60.0  # seconds between two states of one stage
+LAYOUT = 2  # of what searches put into a state; one of another layout counts as none
+
+
+def question_of(model: nn.Module, reference: Reference | str, split: Split, **settings: Any) -> str:
+    """A digest of all that a search depends on: weights, reference, examples, and its settings as plain data."""
+    digest = hashlib.sha256(store.model_digest(model).encode())
+    sent = {} if isinstance(reference, str) else {n: reference[n] for n in sorted(reference)}
+    tensors: list[Tensor] = [*split.inputs, split.answer, split.wrong, split.pair, *sent.values()]
+    for t in tensors:
+        digest.update(f"{tuple(t.shape)} {t.dtype}".encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    said = [reference if isinstance(reference, str) else list(sent), settings]
+    digest.update(json.dumps(files.plain(said), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 class FolderKeeper:
     """A `Keeper` in a folder.
 
-    key      of the question; a state of another question counts as none
-    seconds  at least between two states that are put away under one name
+    key      of the question, see `question_of`; a state of another question counts as none
+    seconds  at least between two states that are put away under one name; by default EVERY
     """
 
-    def __init__(self, folder: Path, key: str, seconds: float = EVERY) -> None:
-        self.folder, self.key, self.seconds = folder, key, seconds
+    def __init__(self, folder: Path, key: str, seconds: float | None = None) -> None:
+        self.folder, self.key, self.seconds = folder, key, EVERY if seconds is None else seconds
         self._began = time.monotonic()
         self._last: dict[str, float] = {}
 
@@ -44,16 +63,16 @@ class FolderKeeper:
                 tensors = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118  not a dict
         except (SafetensorError, KeyError, ValueError, OSError):
             return None  # the search then begins anew: nothing is lost but time
-        return State(tensors, said["data"]) if said.get("key") == self.key else None
+        return State(tensors, said["data"]) if (said.get("key"), said.get("layout")) == (self.key, LAYOUT) else None
 
     def save(self, name: str, state: Callable[[], State]) -> None:
         """Puts a state away where it is time to; it is made only then."""
         now = time.monotonic()
         if now - self._last.get(name, self._began) < self.seconds:
             return
-        made = state()
-        said = json.dumps({"key": self.key, "data": files.plain(made.data)})
-        tensors = {n: t.detach().cpu().contiguous() for n, t in made.tensors.items()}
+        made = state()  # two names may share one tensor, which the file format refuses: each gets a copy
+        said = json.dumps({"key": self.key, "layout": LAYOUT, "data": made.data}, default=files.plain)  # nan stays nan
+        tensors = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in made.tensors.items()}
         files.write_bytes(self._at(name), save(tensors, {"state": said}))
         self._last[name] = time.monotonic()
 
@@ -65,4 +84,4 @@ class FolderKeeper:
         return self.folder / f"{name.replace(' ', '_')}.safetensors"
 
 
-__all__ = ["EVERY", "FolderKeeper"]
+__all__ = ["EVERY", "FolderKeeper", "question_of"]

@@ -383,7 +383,7 @@ def find_circuit(
             trimmed="nodes, then edges", version=store.files.VERSION,
         )  # fmt: skip
         if targets:
-            frontier = nested(asking, discover, verify_split, found, by_edges.circuit, asked.target, targets)
+            frontier = nested(asking, discover, verify_split, found, by_edges.circuit, asked.target, targets, keeper)
             beside["frontier.json"] = {"key": key, "targets": list(targets), "task": task_name, "points": frontier}
     result |= {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     keep(folder, circuit if labels == "right" else None, {"result.json": result, **beside})

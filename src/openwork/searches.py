@@ -23,6 +23,7 @@ from openwork import patching, store
 from openwork.circuit import Circuit, Evidence
 from openwork.discover import find, schema_of, trim
 from openwork.errors import UsageError
+from openwork.keeper import FolderKeeper
 from openwork.patched_run import PatchedRun
 from openwork.progress import Progress
 from openwork.runs import (
@@ -65,7 +66,10 @@ def shuffled(model: nn.Module, seed: int) -> nn.Module:
 
 
 def search_again(path: Path, name: str, variant: str) -> Result:
-    """Repeats the search that found a circuit in one way (a job); returns its status, size and held-out loss."""
+    """Repeats the search that found a circuit in one way (a job); returns its status, size and held-out loss.
+
+    A killed search goes on from what it put away in its folder.
+    """
     run = open_run(path)
     first = store.load_circuit(circuit_folder(run, name), run.digest)
     result = store.read_json(circuit_folder(run, name) / "result.json")
@@ -86,15 +90,18 @@ def search_again(path: Path, name: str, variant: str) -> Result:
     model = _model(run, result, asked.seed if variant == RANDOM else None)
     reference = reference_of(run, model, result.get("reference", "mean"))
     label = f"{variant}: {name}"
-    found = find(model, reference, discover, way, asked, lambda now, total: report(label, now, total))
+    keeper = FolderKeeper(folder / ".part", key)
+    found = find(model, reference, discover, way, asked, lambda now, total: report(label, now, total), keeper)
     out: Result = {"key": key, "variant": variant, "status": found.status, "examples": len(discover)}
     circuit: Circuit | None = None
     if found.circuit is not None:
-        nodes = trim(model, found.circuit, reference, discover, asked.target, edges=False, seed=asked.seed).circuit
-        circuit = trim(model, nodes, reference, discover, asked.target, seed=asked.seed).circuit
+        over = {"seed": asked.seed, "keeper": keeper}
+        nodes = trim(model, found.circuit, reference, discover, asked.target, edges=False, **over).circuit
+        circuit = trim(model, nodes, reference, discover, asked.target, **over).circuit
         circuit = circuit.with_origin(searched_again=variant)
         out |= judged(PatchedRun(model, reference, asked.seed), circuit, held_out)
     keep(folder, circuit, {"result.json": out})
+    keeper.clear()
     return out
 
 

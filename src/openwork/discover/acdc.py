@@ -13,8 +13,10 @@ must stay go. That is the sequential result, at the price of runs in vain after 
 together where edges stay, more where they go. Without a threshold, the largest of a falling row is taken that meets the
 target, and three bisections sharpen it.
 
-With a `folder`, the table of what is kept is written after each node, and the same search begun again goes on where it
-was broken off. Knows a patched run and one split. Does not know kinds of layers, nor the split that will judge.
+After a node, what is kept may be put away: where the runs stand as if they had just begun, to which they are brought at
+the end of every site.
+
+Knows a patched run and one split. Does not know kinds of layers, nor the split that will judge.
 """
 
 from __future__ import annotations
@@ -22,21 +24,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from openwork.circuit import Circuit
 from openwork.discover.search import Discovery, MetricName, Progress, Search, SearchSettings, finish
-from openwork.discover.trials import Entry, Notebook, Of, Trials, candidates, key_of, leading, units
+from openwork.discover.state import NOWHERE, Keeper, Shelf, State, masks_of, named, under
+from openwork.discover.state import circuit_of as circuit_from
+from openwork.discover.trials import Entry, Of, Trials, candidates, leading, units
 from openwork.patched_run import Part, PatchedRun
 from openwork.tasks.metrics import METRICS, Metric
 
 THRESHOLDS = tuple(10.0**e for e in (1, 0, -1, -2, -3, -4, -5))
 BISECTIONS = 3
+PASS, ATTEMPTS = "pass", "attempts"  # the names under which one pass, and the search for a threshold, are put away
 
 
 class ACDCSettings(SearchSettings):
@@ -49,7 +52,6 @@ class ACDCSettings(SearchSettings):
         gt=0,
         description="worsening, in units of the metric, below which an edge goes; none: searched at the target",
     )
-    folder: Path | None = Field(None, exclude=True, description="where to write the table of a long search")
 
 
 @dataclass(frozen=True)
@@ -67,37 +69,46 @@ class Pruned:
     runs: int
 
 
-def acdc(search: Search, settings: ACDCSettings, progress: Progress | None = None) -> Discovery:
+def acdc(
+    search: Search, settings: ACDCSettings, progress: Progress | None = None, keeper: Keeper = NOWHERE
+) -> Discovery:
     """The circuit that ACDC leaves at the threshold, or at the largest threshold found that meets the target."""
     run, s = search.run, settings
     parts, metric = run.parts(search.learn), METRICS[s.metric]
     origin = {"method": "acdc", "settings": s.model_dump(), "split": search.split.name}
     log: list[dict[str, Any]] = []
-
-    def attempt(threshold: float) -> tuple[Circuit, bool]:
-        pruned = prune(run, parts, metric, threshold, s.of, s.folder, progress)
-        circuit = circuit_of(run, pruned.masks, s.of)
-        circuit = search.tidy(circuit) if s.of == "edges" else circuit
-        loss = search.judge(circuit)
-        edges = circuit.counts()["edges"]
+    circuit = Circuit.whole(run.graph, run.support)  # of the last attempt that met the target, or else of the last
+    if (saved := keeper.load(ATTEMPTS)) is not None:
+        circuit, log = circuit_from(run.graph, saved.tensors, {}), list(saved.data["log"])
+    while (threshold := _next(log, s.threshold, search.target)) is not None:
+        pruned = prune(run, parts, metric, threshold, s.of, progress, Shelf(keeper, f"acdc {len(log)}"))
+        left = circuit_of(run, pruned.masks, s.of)
+        left = search.tidy(left) if s.of == "edges" else left
+        loss = search.judge(left)
+        if loss <= search.target or not any(row["loss"] <= search.target for row in log):
+            circuit = left
+        edges = left.counts()["edges"]
         log.append({"threshold": threshold, "edges": edges, "loss": loss, "value": pruned.value, "runs": pruned.runs})
-        return circuit, loss <= search.target
-
-    if s.threshold is not None:
-        circuit, _ = attempt(s.threshold)
-    else:
-        low, high = THRESHOLDS[0], math.nan
-        circuit, met = attempt(low)
-        while not met and low > THRESHOLDS[-1]:
-            low, high = THRESHOLDS[THRESHOLDS.index(low) + 1], low
-            circuit, met = attempt(low)
-        for _ in range(BISECTIONS if met and not math.isnan(high) else 0):
-            middle = math.sqrt(low * high)
-            smaller, met = attempt(middle)
-            circuit, low, high = (smaller, middle, high) if met else (circuit, low, middle)
+        keeper.save(ATTEMPTS, lambda kept=circuit: State(masks_of(kept), {"log": log}))
     found = finish(search, circuit, origin)
     lowest = found.loss if found.circuit is not None else min(row["loss"] for row in log)
     return replace(found, loss=lowest, log=tuple(log))
+
+
+def _next(log: Sequence[Mapping[str, Any]], asked: float | None, target: float) -> float | None:
+    """The threshold to try after these attempts, None after the last one.
+
+    Falling until one meets the target; then, between the largest that does and the next one that does not, middles.
+    """
+    if asked is not None:
+        return None if log else asked
+    met = [row["threshold"] for row in log if row["loss"] <= target]
+    missed = [row["threshold"] for row in log if not row["loss"] <= target]
+    if not met:
+        return THRESHOLDS[len(log)] if len(log) < len(THRESHOLDS) else None
+    if not missed or len(log) - [row["loss"] <= target for row in log].index(True) > BISECTIONS:
+        return None
+    return math.sqrt(max(met) * min(missed))
 
 
 def prune(
@@ -106,27 +117,27 @@ def prune(
     metric: Metric,
     threshold: float,
     of: Of = "edges",
-    folder: Path | None = None,
     progress: Progress | None = None,
+    keeper: Keeper = NOWHERE,
 ) -> Pruned:
     """One pass over all edges or nodes on these examples; see the head of this file.
 
     threshold  worsening in units of the metric, mean over the examples, below which an edge or node goes
-    folder     where the table is written, or read from where the same pass was broken off; RunError for another's
+    keeper     where the pass is put away after a node, and from where it goes on
     """
     graph, support = run.graph, run.support
     masks = candidates(graph, support, of)
     todo = list(units(graph, masks, of))
     trials = Trials(run, parts, metric, of)
-    key = key_of(run, parts, method="acdc", metric=metric.name, of=of, threshold=threshold)
-    book = Notebook(folder and folder / f"acdc-{threshold:g}.json", key)
-    told = book.read() or {"done": 0, "kept": None, "tried": 0, "runs": 0, "at_once": 1, "value": None}
-    if told["kept"] is not None:
-        masks = {n: torch.tensor(told["kept"][n], dtype=torch.bool).view(m.shape) for n, m in masks.items()}
-    now, tried, at_once = trials.begin(masks), told["tried"], told["at_once"]
-    now = now if told["value"] is None else told["value"]  # the very number that the search stood at
+    done, tried, at_once = 0, 0, 1
+    if (saved := keeper.load(PASS)) is None:
+        now = trials.begin(masks)
+    else:
+        masks, now = under(saved.tensors, "kept"), saved.data["value"]  # the very number that the search stood at
+        done, tried, at_once, trials.count = (saved.data[n] for n in ("done", "tried", "at_once", "runs"))
+        trials.begin(under(saved.tensors, "run"))  # with edges that nothing hears, which went without a run
     heard, of_site = leading(graph, support, masks, of), ""
-    for i, (site, node, entries) in enumerate(todo[told["done"] :], told["done"] + 1):
+    for i, (site, node, entries) in enumerate(todo[done:], done):
         if site != of_site:  # what goes at a site does not change which of its own nodes lead on
             heard, of_site = leading(graph, support, masks, of), site
         if not heard[site][node]:
@@ -147,13 +158,14 @@ def prune(
             stays = gone < len(some)
             entries = entries[gone + stays :]
             at_once = max(1, at_once // 2) if stays else min(2 * at_once, trials.at_once)
-        if folder is not None:
-            kept = {n: m.flatten().tolist() for n, m in masks.items()}
-            count = trials.count + told["runs"]
-            book.write(done=i, kept=kept, tried=tried, runs=count, at_once=at_once, value=now)
+        if not trials.fresh and (i + 1 == len(todo) or todo[i + 1][0] != site):
+            trials.begin(masks)
+        if trials.fresh:
+            stands = {"done": i + 1, "tried": tried, "at_once": at_once, "runs": trials.count, "value": now}
+            keeper.save(PASS, lambda at=stands: State(named(masks, "kept") | named(trials.masks, "run"), at))
         if progress is not None:
-            progress(i, len(todo))
-    return Pruned(masks, now, tried, trials.count + told["runs"])
+            progress(i + 1, len(todo))
+    return Pruned(masks, now, tried, trials.count)
 
 
 def circuit_of(run: PatchedRun, masks: Mapping[str, Tensor], of: Of) -> Circuit:

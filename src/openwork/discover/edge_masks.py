@@ -30,6 +30,7 @@ from torch import Tensor
 from openwork.circuit import Circuit, Masks, Scores
 from openwork.discover.gradients import LaidOut, edge_costs, edge_links
 from openwork.discover.learning import (
+    Deal,
     Descent,
     GateSettings,
     count,
@@ -43,6 +44,7 @@ from openwork.discover.learning import (
 )
 from openwork.discover.masks import frozen
 from openwork.discover.search import Discovery, Progress, Search
+from openwork.discover.state import NOWHERE, Keeper
 from openwork.errors import UsageError
 
 
@@ -64,13 +66,15 @@ class Learned:
     log: tuple[dict[str, Any], ...]
 
 
-def learned_edge_masks(search: Search, settings: EdgeMaskSettings, progress: Progress | None = None) -> Discovery:
+def learned_edge_masks(
+    search: Search, settings: EdgeMaskSettings, progress: Progress | None = None, keeper: Keeper = NOWHERE
+) -> Discovery:
     """The smallest circuit of edges found at the target loss, or the best one of at most `edges` edges.
 
     UsageError where the model has no edges to search.
     """
     run = search.run
-    found = learn_edges(search, settings, progress)
+    found = learn_edges(search, settings, progress, keeper)
     origin = {"method": "edge_masks", "settings": settings.model_dump(), "split": search.split.name}
     full, circuit = run.loss(search.choose), found.circuit
     if circuit is None:
@@ -79,7 +83,9 @@ def learned_edge_masks(search: Search, settings: EdgeMaskSettings, progress: Pro
     return Discovery("ok", circuit.with_origin(**origin), loss, full, found.scores, found.log, origin)
 
 
-def learn_edges(search: Search, s: EdgeMaskSettings, progress: Progress | None = None) -> Learned:
+def learn_edges(
+    search: Search, s: EdgeMaskSettings, progress: Progress | None = None, keeper: Keeper = NOWHERE
+) -> Learned:
     """Learns which edges can go, and decides."""
     run = search.run
     support = {n: run.support[n] for n in edge_links(run.graph) if bool(run.support[n].any())}
@@ -97,13 +103,14 @@ def learn_edges(search: Search, s: EdgeMaskSettings, progress: Progress | None =
         descent = _descent(search, s, support)
         if s.edges is None:
             begin = descent.now()
-            best = toward_loss(descent, exact, math.log(1 + search.learn.wrong.shape[1]), "edges", progress)
+            guess = math.log(1 + search.learn.wrong.shape[1])
+            best = toward_loss(descent, exact, guess, "edges", progress, keeper)
             if best is None:
                 lowest = exact({n: t > 0 for n, t in begin.items()})
                 best = begin if lowest <= s.target else None  # all are needed, or learning lost the task at once
                 lowest = min(lowest, exact(descent.kept()))
         else:
-            best = toward_size(descent, exact, s.edges, "edges", progress)
+            best = toward_size(descent, exact, s.edges, "edges", progress, keeper)
     tau = best if best is not None else descent.now()
     none = {n: torch.full(run.support[n].shape, -math.inf) for n in edge_links(run.graph)}
     scores = Scores(run.graph, none | _laid(tau, support, fill=-math.inf), "tau")
@@ -137,16 +144,14 @@ def _descent(search: Search, s: EdgeMaskSettings, support: Masks) -> Descent:
     dealt = lead[torch.randperm(len(lead), generator=rng)].split(s.pairs)
     batches = [run.parts(with_partners(search.learn, some), most=1)[0] for some in dealt]
     laid = LaidOut(run, Circuit.whole(run.graph, run.support), batches)
-    order: list[int] = []
 
-    def loss(gates: Masks) -> Tensor:
-        nonlocal order
-        order = order or torch.randperm(len(batches), generator=rng).tolist()
+    def loss(gates: Masks, batch: int) -> Tensor:
         laid.edges.update(_laid(gates, support))
-        return laid.losses(order.pop()).mean()
+        return laid.losses(batch).mean()
 
     gate = step_gate(s.temperature) if s.gate == "step" else hard_concrete_gate(s.seed)
-    return Descent(ranked_start(costs, s.init, next(run.model.parameters()).device), gate, loss, s)
+    start = ranked_start(costs, s.init, next(run.model.parameters()).device)
+    return Descent(start, gate, loss, Deal(len(batches), rng), s)
 
 
 __all__ = ["EdgeMaskSettings", "Learned", "learn_edges", "learned_edge_masks"]

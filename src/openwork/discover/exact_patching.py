@@ -3,8 +3,7 @@
     score = how much worse the metric is when this edge carries its reference and everything else is kept
 
 The slow oracle of attribution, which estimates the same number from a gradient (Syed et al. 2023, arXiv 2310.10348).
-Scores are signed; ranking and decision are those of `attribution`. With a `folder`, the table of scores is written
-after each node, and the same search begun again goes on where it was broken off.
+Scores are signed; ranking and decision are those of `attribution`. After each node the scores may be put away.
 
 Knows a patched run and one split. Does not know kinds of layers, nor the split that will judge.
 """
@@ -12,29 +11,26 @@ Knows a patched run and one split. Does not know kinds of layers, nor the split 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from openwork.discover.attribution import AttributionSettings, ranked
 from openwork.discover.search import Discovery, Progress, Search
-from openwork.discover.trials import Notebook, Of, Trials, candidates, key_of, units
+from openwork.discover.state import NOWHERE, Keeper, State
+from openwork.discover.trials import Of, Trials, candidates, units
 from openwork.patched_run import Part, PatchedRun
 from openwork.tasks.metrics import METRICS, Metric
 
-
-class ExactSettings(AttributionSettings):
-    """What is scored, by which metric, and how scores become a circuit."""
-
-    folder: Path | None = Field(None, exclude=True, description="where to write the table of a long search")
+SCORED = "exact patching"  # the name under which the scores are put away
 
 
-def exact_patching(search: Search, settings: ExactSettings, progress: Progress | None = None) -> Discovery:
+def exact_patching(
+    search: Search, settings: AttributionSettings, progress: Progress | None = None, keeper: Keeper = NOWHERE
+) -> Discovery:
     """Keeps the fewest top-ranked edges or nodes by exact patching that meet the target."""
     parts, metric = search.run.parts(search.learn), METRICS[settings.metric]
-    values = exactly(search.run, parts, metric, settings.of, settings.folder, progress)
+    values = exactly(search.run, parts, metric, settings.of, progress, keeper)
     return ranked(search, settings, "exact_patching", values)
 
 
@@ -43,21 +39,18 @@ def exactly(
     parts: Sequence[Part],
     metric: Metric,
     of: Of = "edges",
-    folder: Path | None = None,
     progress: Progress | None = None,
+    keeper: Keeper = NOWHERE,
 ) -> dict[str, Tensor]:
     """Signed scores, link -> [dst, src] or site -> [n], mean over the examples; edges that do not exist have 0.
 
-    folder  where the table is written, or read from where the same search was broken off; RunError for another's
+    keeper  where the scores so far are put away after a node, and from where they go on
     """
     masks = candidates(run.graph, run.support, of)
-    key = key_of(run, parts, method="exact_patching", metric=metric.name, of=of)
-    book = Notebook(folder and folder / "exact_patching.json", key)
     scores = {n: torch.zeros(m.shape, dtype=torch.float64) for n, m in masks.items()}
-    told = book.read()
-    done = int(told["done"]) if told is not None else 0
-    if told is not None:
-        scores = {n: torch.tensor(told["scores"][n], dtype=s.dtype).view(s.shape) for n, s in scores.items()}
+    done = 0
+    if (saved := keeper.load(SCORED)) is not None:
+        scores, done = {n: saved.tensors[n] for n in scores}, int(saved.data["done"])
     todo = list(units(run.graph, masks, of))
     n = sum(len(p.split) for p in parts)
     for p, part in enumerate(parts):  # one after the other, so that only one part's runs are held
@@ -70,11 +63,10 @@ def exactly(
             for some in (entries[k : k + trials.at_once] for k in range(0, len(entries), trials.at_once)):
                 for (name, at), value in zip(some, trials.trial([[e] for e in some]), strict=True):
                     scores[name][at] += share * (whole - value)
-            if folder is not None:
-                book.write(done=i, scores={name: s.flatten().tolist() for name, s in scores.items()})
+            keeper.save(SCORED, lambda done=i: State(scores, {"done": done}))
             if progress is not None:
                 progress(i, len(parts) * len(todo))
     return {name: s.float() for name, s in scores.items()}
 
 
-__all__ = ["ExactSettings", "exact_patching", "exactly"]
+__all__ = ["exact_patching", "exactly"]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ from torch import Tensor
 
 from openwork.circuit import Masks
 from openwork.discover.search import Progress, SearchSettings
+from openwork.discover.state import NOWHERE, Keeper, State, named, under
 from openwork.hard_concrete import SHUT, noisy_gate, nonzero_probability
 from openwork.tasks.task import Split
 
 BEGIN = 2.5  # a of a gate at tau = 1: P(z != 0) = 0.98
 LEAST = (-math.log(100) - SHUT) / (BEGIN - SHUT)  # tau at a = -log 100, beyond which a gate gets no slope back
+GATES = "gates"  # the name under which gates on their way are put away
 FALL = 0.6  # share of a run over which the number of gates falls to the one asked for
 
 Tau = dict[str, Tensor]
@@ -71,10 +73,14 @@ class Step(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Gate:
-    """How a gate opens: tau -> (the mask in this step, how many are open, with a slope); and the lowest tau."""
+    """How a gate opens: tau -> (the mask in this step, how many are open, with a slope); and the lowest tau.
+
+    noise  where its noise comes from, None without any
+    """
 
     open: Callable[[Tensor], tuple[Tensor, Tensor]]
     least: float
+    noise: torch.Generator | None = None
 
 
 def step_gate(temperature: float) -> Gate:
@@ -96,7 +102,7 @@ def hard_concrete_gate(seed: int) -> Gate:
         noise = torch.rand(tau.shape, generator=rng).to(tau.device)
         return noisy_gate(a, noise), nonzero_probability(a).sum()
 
-    return Gate(opened, LEAST)
+    return Gate(opened, LEAST, rng)
 
 
 def ranked_start(costs: Mapping[str, Tensor], highest: float, device: torch.device) -> Tau:
@@ -128,11 +134,48 @@ def with_partners(split: Split, some: Tensor) -> Split:
     return split.take(torch.cat([some, others[others >= 0]])).tight()
 
 
-class Descent:
-    """Gates on their way: tau, the optimiser, and the log."""
+class Deal:
+    """Which of some batches comes next: all of them, in a new order every epoch."""
 
-    def __init__(self, start: Tau, gate: Gate, loss: Callable[[Tau], Tensor], s: GateSettings) -> None:
-        self.gate, self.loss, self.s = gate, loss, s
+    def __init__(self, batches: int, rng: torch.Generator) -> None:
+        self.batches, self.rng = batches, rng
+        self.left: list[int] = []
+
+    def next(self) -> int:
+        """The place of the next batch."""
+        self.left = self.left or torch.randperm(self.batches, generator=self.rng).tolist()
+        return self.left.pop()
+
+
+@dataclass
+class Course:
+    """What steers a descent, beside tau. Losses in nats.
+
+    step    steps done; pace: share of the learning rate, beside its decay
+    smooth  running mean of the loss; aim: where it should be, lower than the target where unseen examples lag behind
+    best    tau of the best snapshot, None until there is one; least: its number of gates, or its exact loss
+    """
+
+    price: float
+    step: int = 0
+    pace: float = 1.0
+    smooth: float = math.nan
+    aim: float = math.nan
+    best: Tau | None = None
+    least: float = math.inf
+
+
+NUMBERS = tuple(f.name for f in fields(Course) if f.name != "best")
+
+
+class Descent:
+    """Gates on their way: tau, the optimiser, which batch comes next, and the log.
+
+    loss  mean task loss of a batch, by its place, under masks
+    """
+
+    def __init__(self, start: Tau, gate: Gate, loss: Callable[[Tau, int], Tensor], deal: Deal, s: GateSettings) -> None:
+        self.gate, self.loss, self.deal, self.s = gate, loss, deal, s
         self.tau = {n: t.requires_grad_() for n, t in start.items()}
         self.adam = torch.optim.Adam(self.tau.values(), lr=s.lr, betas=(0.9, 0.95))
         self.log: list[dict[str, Any]] = []
@@ -140,7 +183,7 @@ class Descent:
     def forward(self) -> tuple[Tensor, Tensor]:
         """Mean task loss of the next batch under the gates, and how many are open."""
         opened = {n: self.gate.open(t) for n, t in self.tau.items()}
-        task = self.loss({n: mask for n, (mask, _) in opened.items()})
+        task = self.loss({n: mask for n, (mask, _) in opened.items()}, self.deal.next())
         return task, torch.stack([count for _, count in opened.values()]).sum()
 
     def backward(self, loss: Tensor, pace: float) -> None:
@@ -170,6 +213,32 @@ class Descent:
             for n, t in self.tau.items():
                 t.copy_(tau[n])
 
+    def state(self, course: Course) -> State:
+        """All that an undisturbed descent would know here."""
+        tensors = named({n: t.detach() for n, t in self.tau.items()}, "tau")
+        for n, t in self.tau.items():
+            tensors |= named(self.adam.state.get(t, {}), f"adam/{n}")
+        tensors |= named(course.best, "best") if course.best is not None else {}
+        tensors["deal"] = self.deal.rng.get_state()
+        if self.gate.noise is not None:
+            tensors["noise"] = self.gate.noise.get_state()
+        numbers = {n: getattr(course, n) for n in NUMBERS}
+        return State(tensors, {"course": numbers, "left": self.deal.left, "log": self.log})
+
+    def resumed(self, state: State) -> Course:
+        """The inverse of `state`."""
+        tensors, data = state.tensors, state.data
+        tau, best = under(tensors, "tau"), under(tensors, "best")
+        self.back_to(tau)
+        for n, t in self.tau.items():
+            if moments := under(tensors, f"adam/{n}"):
+                self.adam.state[t] = {k: x if k == "step" else x.to(t.device) for k, x in moments.items()}
+        self.deal.rng.set_state(tensors["deal"])
+        if self.gate.noise is not None:
+            self.gate.noise.set_state(tensors["noise"])
+        self.deal.left, self.log = list(data["left"]), list(data["log"])
+        return Course(**data["course"], best={n: best[n] for n in self.tau} if best else None)
+
 
 def count(masks: Masks) -> int:
     """How many gates are open."""
@@ -177,7 +246,12 @@ def count(masks: Masks) -> int:
 
 
 def toward_loss(
-    descent: Descent, judge: Callable[[Masks], float], guess: float, what: str, progress: Progress | None
+    descent: Descent,
+    judge: Callable[[Masks], float],
+    guess: float,
+    what: str,
+    progress: Progress | None,
+    keeper: Keeper = NOWHERE,
 ) -> Tau | None:
     """The smallest snapshot whose exact loss met the target; None where none did.
 
@@ -186,37 +260,44 @@ def toward_loss(
     what    what is counted, for the log
     """
     s = descent.s
-    price, smooth, best, best_size = s.price, math.nan, None, math.inf
-    aim = s.target  # on the examples tau is learned from; lower where the others lag behind
-    lost, pace = (s.target + guess) / 2, 1.0
-    for step in range(s.steps):
+    saved = keeper.load(GATES)
+    c = descent.resumed(saved) if saved is not None else Course(s.price, aim=s.target)
+    lost = (s.target + guess) / 2
+    while c.step < s.steps:
         task, kept = descent.forward()
         now = task.item()
-        smooth = now if math.isnan(smooth) else 0.9 * smooth + 0.1 * now
-        push = price if smooth < 1.6 * aim else 0.0
-        descent.backward(task + push * kept, pace * (1 - step / s.steps))
-        price = min(price * 1.03, s.price * s.price_cap) if smooth < 0.9 * aim else price / 1.06
-        if (step + 1) % s.check_every == 0 or step + 1 == s.steps:
+        c.smooth = now if math.isnan(c.smooth) else 0.9 * c.smooth + 0.1 * now
+        push = c.price if c.smooth < 1.6 * c.aim else 0.0
+        descent.backward(task + push * kept, c.pace * (1 - c.step / s.steps))
+        rising = c.smooth < 0.9 * c.aim
+        c.price = min(c.price * 1.03, s.price * s.price_cap) if rising else c.price / 1.06
+        c.step += 1
+        if c.step % s.check_every == 0 or c.step == s.steps:
             masks = descent.kept()
             size = count(masks)
-            exact = judge(masks) if size < best_size and smooth < 1.6 * s.target else math.nan
+            exact = judge(masks) if size < c.least and c.smooth < 1.6 * s.target else math.nan
             if exact <= s.target:
-                best, best_size = descent.now(), size
+                c.best, c.least = descent.now(), size
             if not math.isnan(exact):
-                aim = max(0.8 * aim, s.target / 10) if exact > s.target else min(1.1 * aim, s.target)
-            elif smooth > lost and best is not None:
-                pace, smooth = pace / 3, s.target
-                descent.back_to(best)
-            descent.log.append(
-                {"step": step + 1, "loss": smooth, "exact": exact, what: size, "price": price, "aim": aim}
-            )
+                c.aim = max(0.8 * c.aim, s.target / 10) if exact > s.target else min(1.1 * c.aim, s.target)
+            elif c.smooth > lost and c.best is not None:
+                c.pace, c.smooth = c.pace / 3, s.target
+                descent.back_to(c.best)
+            row = {"step": c.step, "loss": c.smooth, "exact": exact, what: size, "price": c.price, "aim": c.aim}
+            descent.log.append(row)
+        keeper.save(GATES, lambda: descent.state(c))
         if progress is not None:
-            progress(step + 1, s.steps)
-    return best
+            progress(c.step, s.steps)
+    return c.best
 
 
 def toward_size(
-    descent: Descent, judge: Callable[[Masks], float], wanted: int, what: str, progress: Progress | None
+    descent: Descent,
+    judge: Callable[[Masks], float],
+    wanted: int,
+    what: str,
+    progress: Progress | None,
+    keeper: Keeper = NOWHERE,
 ) -> Tau | None:
     """The snapshot of at most `wanted` open gates with the least exact loss; None where it never came to so few.
 
@@ -225,25 +306,28 @@ def toward_size(
     the number falls far below the one that is wanted, and the ranking is lost. So in a large model the end may see more
     gates open than wanted; then the best-ranked of them are what counts.
     """
-    s = descent.s
-    begin, price, best, least = count(descent.kept()), s.price, None, math.inf
-    for step in range(s.steps):
+    s, begin = descent.s, count(descent.kept())
+    saved = keeper.load(GATES)
+    c = descent.resumed(saved) if saved is not None else Course(s.price)
+    while c.step < s.steps:
         task, kept = descent.forward()
-        descent.backward(task + price * kept, 1 - step / s.steps)
-        allowed = wanted * (max(begin, wanted) / wanted) ** max(0.0, 1 - step / (FALL * s.steps))
+        descent.backward(task + c.price * kept, 1 - c.step / s.steps)
+        allowed = wanted * (max(begin, wanted) / wanted) ** max(0.0, 1 - c.step / (FALL * s.steps))
         size = count(descent.kept())
-        price = min(price * 1.1, s.price * s.price_cap) if size > 0.97 * allowed else price / 1.1
-        if (step + 1) % s.check_every == 0 or step + 1 == s.steps:
+        c.price = min(c.price * 1.1, s.price * s.price_cap) if size > 0.97 * allowed else c.price / 1.1
+        c.step += 1
+        if c.step % s.check_every == 0 or c.step == s.steps:
             exact = judge(descent.kept()) if size <= wanted else math.nan
-            if exact < least:
-                best, least = descent.now(), exact
-            descent.log.append({"step": step + 1, "loss": task.item(), "exact": exact, what: size, "price": price})
+            if exact < c.least:
+                c.best, c.least = descent.now(), exact
+            descent.log.append({"step": c.step, "loss": task.item(), "exact": exact, what: size, "price": c.price})
+        keeper.save(GATES, lambda: descent.state(c))
         if progress is not None:
-            progress(step + 1, s.steps)
-    return best
+            progress(c.step, s.steps)
+    return c.best
 
 
 __all__ = [
-    "Descent", "Gate", "GateSettings", "batches_of", "count", "hard_concrete_gate", "leaders", "ranked_start",
-    "step_gate", "toward_loss", "toward_size", "with_partners",
+    "Course", "Deal", "Descent", "Gate", "GateSettings", "batches_of", "count", "hard_concrete_gate", "leaders",
+    "ranked_start", "step_gate", "toward_loss", "toward_size", "with_partners",
 ]  # fmt: skip

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from openwork.circuit import Circuit, Masks, Scores
 from openwork.discover.learning import Step, batches_of
-from openwork.discover.search import Discovery, Keeper, Progress, Search, SearchSettings, State
+from openwork.discover.search import Discovery, Progress, Search, SearchSettings
+from openwork.discover.state import NOWHERE, Keeper, State
 from openwork.errors import UsageError
 from openwork.patched_run import PatchedRun
 from openwork.patching import Layout, Reference, compact, patched
@@ -82,7 +83,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def learned_masks(
-    search: Search, settings: MaskSettings, progress: Progress | None = None, keeper: Keeper | None = None
+    search: Search, settings: MaskSettings, progress: Progress | None = None, keeper: Keeper = NOWHERE
 ) -> Discovery:
     """The smallest node circuit that this search finds at the target loss, under a fixed reference.
 
@@ -97,13 +98,12 @@ def learned_masks(
     judge = _Judge(search, reference, settings)
     with frozen(model):
         learner = _Learner(search, reference, settings, judge)
-        if keeper is not None and (state := keeper.load(MASKS)) is not None:
+        if (state := keeper.load(MASKS)) is not None:
             learner.restore(state)
         else:
             learner.start()
         for _ in learner.steps():
-            if keeper is not None:
-                keeper.save(MASKS, learner.state)
+            keeper.save(MASKS, learner.state)
             if progress is not None:
                 progress(learner.step, settings.steps)
     if progress is not None:
@@ -288,7 +288,7 @@ class _Learner:
             self.adam.state[self.tau] = {n: x if n == "step" else x.to(self.device) for n, x in adam.items()}
         for name in NUMBERS:
             setattr(self, name, state.data[name])
-        self.log = [{k: math.nan if v is None else v for k, v in row.items()} for row in state.data["log"]]
+        self.log = list(state.data["log"])
         if self.layout is not None:
             self._lay_out()
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from openwork import patching
 from openwork.circuit import Circuit, Masks, induced_edges
+from openwork.discover.state import NOWHERE, Keeper, State
 from openwork.discover.trim import drop_dangling
 from openwork.errors import UsageError, unknown
 from openwork.tasks.task import Split, losses
@@ -38,6 +39,7 @@ SHOWN = 64  # minima that a result holds as circuits
 PARTS = 4  # parts of the examples after which a subset can be given up
 ROOM = 2_000_000  # numbers per layer in one run of many subsets
 KINDS = ("edges", "nodes")
+SUBSETS = "subsets"  # the name under which what was excluded so far is put away
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def exact_minimum(
     of: Literal["edges", "nodes"] = "edges",
     limit: int = 20,
     budget: int = 1 << 20,
+    keeper: Keeper = NOWHERE,
 ) -> ExactResult:
     """The smallest sub-circuit of `circuit` whose mean loss on `split` is at most `target` nats per example.
 
@@ -103,6 +106,7 @@ def exact_minimum(
     of         "edges": single edges of the blocks may go; "nodes": prunable nodes, each with its edges
     limit      most candidates that are accepted: there are 2 to that power subsets
     budget     subsets to run; where they do not suffice the result says how far the proof came (`at_least`)
+    keeper     where what was excluded is put away now and then, and from where the proof goes on
 
     Biases and all that is no candidate stay. Raises UsageError for more than `limit` candidates, a target that is not
     a number or an unknown kind of element.
@@ -122,7 +126,7 @@ def exact_minimum(
             f"the circuit has {len(search.entries)} {of} to choose from; an exact search takes at most {limit}, since "
             f"every one doubles it. Trim the circuit first (openwork.trim), or raise `limit` and wait."
         )
-    return search.result(target, budget)
+    return search.result(target, budget, keeper)
 
 
 class _Search:
@@ -143,18 +147,30 @@ class _Search:
         self.entries = [(n, tuple(i)) for n, m in groups.items() for i in m.nonzero().tolist()]
         self.sets = _Wired(self) if _Wired.fits(self) else _Runs(self)
 
-    def result(self, target: float, budget: int) -> ExactResult:
+    def result(self, target: float, budget: int, keeper: Keeper) -> ExactResult:
         """Size by size until one has a hit, or the budget is spent."""
         levels: list[Level] = []
         hits: list[tuple[float, int, Circuit]] = []
-        evaluated, n, whole, size = 0, len(self.entries), True, 0
+        rows: list[Tensor] = []  # of the hits: which candidates are kept
+        n, whole, size = len(self.entries), True, 0
+        done, run, least = 0, 0, math.inf  # at one size: batches, subsets run, and the lowest loss
+        if (saved := keeper.load(SUBSETS)) is not None:
+            levels = [Level(**level) for level in saved.data["levels"]]
+            done, run, least = (saved.data[name] for name in ("done", "run", "least"))
+            rows = list(saved.tensors.get("hits", ()))
+            hits = [(loss, i, self.sub_circuit(rows[i])) for i, loss in enumerate(saved.data["hits"])]
+
+        def state() -> State:
+            told = {"levels": [asdict(level) for level in levels], "done": done, "run": run, "least": least}
+            return State({"hits": torch.stack(rows)} if rows else {}, told | {"hits": [loss for loss, _, _ in hits]})
+
+        evaluated = sum(level.evaluated for level in levels)
         self.sets.prepare(budget)
-        for size in range(n + 1):
-            run, least = 0, math.inf
+        for size in range(len(levels), n + 1):
             if size > self.sets.complete:
                 whole = False
                 break
-            for kept in self.sets.of_size(size):
+            for kept in itertools.islice(self.sets.of_size(size), done, None):
                 if evaluated + run + len(kept) > budget:
                     whole = False
                     break
@@ -168,9 +184,13 @@ class _Search:
                         exact = self.run(found)
                     if exact <= target:
                         hits.append((exact, len(hits), found))
+                        rows.append(kept[i].clone())
+                done += 1
+                keeper.save(SUBSETS, state)
             equivalent = self.sets.equivalent(size)
             evaluated += run
             levels.append(Level(size, math.comb(n, size), equivalent, run, least, len(hits)))
+            done, run, least = 0, 0, math.inf
             if hits or not whole:
                 break
         hits.sort(key=lambda hit: hit[:2])

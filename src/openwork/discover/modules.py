@@ -27,12 +27,14 @@ from torch import Tensor, nn
 from openwork import structure
 from openwork.circuit import Circuit
 from openwork.discover.search import Discovery, Progress, Search, SearchSettings
+from openwork.discover.state import NOWHERE, Keeper, State
 from openwork.errors import UsageError, unknown
 from openwork.patching import graph_of, support
 from openwork.structure import Labels, Wiring
 
 PARTITIONS = ("spectral", "blocks")  # those that a model's weights alone give
 UNIONS = 100  # of one size that are all judged
+JUDGED = "unions"  # the name under which the log of unions is put away
 
 
 def partition_of(model: nn.Module, of: Wiring, way: str, k: int | None, seed: int = 0) -> Labels:
@@ -81,7 +83,9 @@ class ModuleSettings(SearchSettings):
     partition: Literal["spectral", "blocks"] = "spectral"
 
 
-def by_modules(search: Search, settings: ModuleSettings, progress: Progress | None = None) -> Discovery:
+def by_modules(
+    search: Search, settings: ModuleSettings, progress: Progress | None = None, keeper: Keeper = NOWHERE
+) -> Discovery:
     """The union of the fewest modules of the final weights that meets the target, or none; of several, the smallest.
 
     Of every size all unions are judged, where there are no more than UNIONS; else those that add one module to the best
@@ -93,14 +97,20 @@ def by_modules(search: Search, settings: ModuleSettings, progress: Progress | No
     run, s = search.run, settings
     of = structure.wiring(run.graph)
     parts = module_circuits(run.model, of, partition_of(run.model, of, s.partition, s.modules, s.seed))
-    many, log, found = len(parts), [], []
+    many, found = len(parts), []
+    log: list[dict[str, Any]] = []
+    saved = keeper.load(JUDGED)
+    known = [row["loss"] for row in saved.data["log"]] if saved is not None else []  # of unions, in their order
     best: tuple[int, ...] = ()
     for joined, size in itertools.product((False, True), range(1, many + 1)):
         tried: list[tuple[float, int, tuple[int, ...], Circuit]] = []
         for some in _unions(many, size, best):
             circuit = _union([parts[i] for i in some], run.support, joined)
-            tried.append((search.judge(circuit), len(circuit), some, circuit))
-            log.append({"modules": list(some), "joined": joined, "edges": len(circuit), "loss": tried[-1][0]})
+            loss = known[len(log)] if len(log) < len(known) else search.judge(circuit)
+            tried.append((loss, len(circuit), some, circuit))
+            log.append({"modules": list(some), "joined": joined, "edges": len(circuit), "loss": loss})
+            if len(log) > len(known):
+                keeper.save(JUDGED, lambda: State(data={"log": log}))
         best = min(tried, key=lambda t: t[0])[2]
         found = sorted((t for t in tried if t[0] <= s.target), key=lambda t: t[1:3])
         if progress is not None:

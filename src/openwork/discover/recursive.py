@@ -21,12 +21,14 @@ Effects are those of one edge at a time: edges that stand in for each other are 
 left out do together is not measured. That is the search's `judge`, afterwards. Residual sums are edges like others; the
 matrices of embedding and unembedding (a weight per token) are followed, not tested.
 
+What was measured so far may be put away; the way through the graph is gone again from it, without a run.
+
 Knows a patched run and one split. Does not know the split that will judge the circuit, nor the kind of layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +38,7 @@ from torch import Tensor
 
 from openwork.circuit import Circuit, Scores
 from openwork.discover.search import Progress, Search, SearchSettings
+from openwork.discover.state import NOWHERE, Keeper, State
 from openwork.graph import Link, Site
 from openwork.patched_run import Part, PatchedRun
 from openwork.single import Single, single
@@ -45,6 +48,8 @@ from openwork.tasks.task import Split
 
 Of = Literal["edges", "nodes"]
 FOLLOWED = ("embedding", "unembedding")  # accounts of links that are passed through without a test
+AT_ONCE = 256  # candidates that are tested between two states
+TESTED = "recursion"  # the name under which what was measured is put away
 LOGIT_DIFFERENCE = METRICS["logit_difference"]
 
 
@@ -76,11 +81,11 @@ class Explored:
 
 
 def recursive_patching(
-    search: Search, settings: RecursiveSettings, progress: Progress | None = None
+    search: Search, settings: RecursiveSettings, progress: Progress | None = None, keeper: Keeper = NOWHERE
 ) -> Scores | Circuit:
     """The ranking of all edges or nodes, or where a threshold is set the circuit of those above it."""
     threshold = settings.threshold or 0.0
-    found = explore(search.run, search.learn, metric_of(settings.metric), threshold, settings.of, progress)
+    found = explore(search.run, search.learn, metric_of(settings.metric), threshold, settings.of, progress, keeper)
     if settings.threshold is None:
         return found.scores
     kept, run = found.scores.above(threshold), search.run
@@ -95,69 +100,103 @@ def explore(
     threshold: float = 0.0,
     of: Of = "edges",
     progress: Progress | None = None,
+    keeper: Keeper = NOWHERE,
 ) -> Explored:
     """Recursive activation patching on all examples of a split, see the head of this file.
 
     threshold   least mean |change| of the metric that is kept and followed
     progress    told how many candidates were tested, and how many there are at most
+    keeper      where what was measured is put away now and then, and from where the recursion goes on
     UsageError where the reference lacks a site that is reached.
     """
-    way = _Recursion(run, split, metric, threshold, progress)
+    way = _Recursion(run, split, metric, threshold, progress, keeper)
     values = way.edges() if of == "edges" else way.nodes()
     origin = {"patched_runs": way.tested, "examples": len(split)}
     return Explored(Scores(run.graph, values, metric.unit, origin), way.tested)
 
 
 class _Recursion:
-    """The worth of all nodes so far: site -> [n], 0 where nothing reached them yet."""
+    """A way through the graph from the output back.
+
+    worth   of all nodes so far: site -> [n], 0 where nothing reached them yet
+    found   worth of what was tested: link -> as its edges, or site -> [n]; 0 where nothing was. All else follows
+    tested  candidates so far; step: how many groups of them this process has come to, of which `done` were in `found`
+    """
 
     def __init__(
-        self, run: PatchedRun, split: Split, metric: Metric, threshold: float, progress: Progress | None
+        self,
+        run: PatchedRun,
+        split: Split,
+        metric: Metric,
+        threshold: float,
+        progress: Progress | None,
+        keeper: Keeper,
     ) -> None:
-        self.graph, self.threshold, self.progress = run.graph, threshold, progress
+        self.graph, self.threshold, self.progress, self.keeper = run.graph, threshold, progress, keeper
         self.support = {n: m.cpu() for n, m in run.support.items()}
         self.parts = [_Judged(part, run, metric) for part in run.parts(split)]
-        self.examples, self.tested = len(split), 0
+        self.examples, self.tested, self.step, self.done = len(split), 0, 0, 0
         self.worth = {s.name: torch.zeros(s.size, dtype=torch.float64) for s in run.graph.sites}
         for s in run.graph.sites:
             if s.kind == "output":
                 self.worth[s.name].fill_(torch.inf)
+        self.found: dict[str, Tensor] = {}
+
+    def _begin(self, shapes: Mapping[str, tuple[int, ...]], most: int) -> None:
+        """Nothing found yet, or what was put away. At most so many candidates are to be tested."""
+        self.most = most
+        self.found = {n: torch.zeros(shape, dtype=torch.float64) for n, shape in shapes.items()}
+        if (saved := self.keeper.load(TESTED)) is not None:
+            self.found = {n: saved.tensors[n] for n in shapes}
+            self.tested, self.done = int(saved.data["tested"]), int(saved.data["done"])
+
+    def _untested(self, ids: Tensor) -> Iterator[Tensor]:
+        """Candidates, some at a time, but for those that are found already; each group is to be found before the next.
+
+        Groups are the same in a search that goes on, which so comes to the same batches and the same numbers.
+        """
+        for some in ids.split(AT_ONCE):
+            self.step += 1
+            if self.step > self.done:
+                yield some
+                self.keeper.save(TESTED, lambda: State(self.found, {"tested": self.tested, "done": self.step}))
+                if self.progress is not None:
+                    self.progress(self.tested, self.most)
 
     def edges(self) -> dict[str, Tensor]:
         """Link -> worth of its edges; links that are only followed are left out."""
         tested = [e for e in self.graph.links if e.counts not in FOLLOWED]
-        most = sum(int(self.support[e.name].sum()) for e in tested)
-        worth = {e.name: torch.zeros(e.shape, dtype=torch.float64) for e in tested}
+        self._begin({e.name: tuple(e.shape) for e in tested}, sum(int(self.support[e.name].sum()) for e in tested))
+        worth = self.found
         for site in self._sites_from_the_output():
             for e in self.graph.into(site.name):
                 if e.counts in FOLLOWED:
                     self._follow(e)
                 elif e.kind == "sum":
                     some = (self.support[e.name] & self._kept(e.dst)).nonzero().flatten()
-                    worth[e.name][some] = torch.minimum(self._effects(e, 0, some), self.worth[e.dst][some])
+                    for ids in self._untested(some):
+                        worth[e.name][ids] = torch.minimum(self._effects(e, 0, ids), self.worth[e.dst][ids])
                     self._reach(e.src, worth[e.name])
-                    self._report(most)
                 else:
                     for v in self._kept(e.dst).nonzero().flatten().tolist():
                         some = self.support[e.name][v].nonzero().flatten()
-                        worth[e.name][v, some] = self._effects(e, v, some).clamp(max=float(self.worth[e.dst][v]))
+                        for ids in self._untested(some):
+                            worth[e.name][v, ids] = self._effects(e, v, ids).clamp(max=float(self.worth[e.dst][v]))
                         self._reach(e.src, worth[e.name][v])
-                        self._report(most)
         return worth
 
     def nodes(self) -> dict[str, Tensor]:
         """Site -> worth of its nodes, for the sites that may be pruned."""
-        most = sum(s.size for s in self.graph.prunable)
+        self._begin({s.name: (s.size,) for s in self.graph.prunable}, sum(s.size for s in self.graph.prunable))
         for site in self._sites_from_the_output():
             if site.prunable:
-                some = self._kept(site.name).nonzero().flatten()
-                worth = torch.zeros(site.size, dtype=torch.float64)
-                worth[some] = torch.minimum(self._effects(site, 0, some), self.worth[site.name][some])
+                worth = self.found[site.name]
+                for ids in self._untested(self._kept(site.name).nonzero().flatten()):
+                    worth[ids] = torch.minimum(self._effects(site, 0, ids), self.worth[site.name][ids])
                 self.worth[site.name] = worth
-                self._report(most)
             for e in self.graph.into(site.name):
                 self._follow(e)
-        return {s.name: self.worth[s.name] for s in self.graph.prunable}
+        return self.found
 
     def _sites_from_the_output(self) -> Iterator[Site]:
         """Sites after all that read them; the worth of their nodes is then final."""
@@ -189,10 +228,6 @@ class _Recursion:
         for part in self.parts if len(ids) else ():
             total += part.changes(what, dst, ids)
         return total / self.examples
-
-    def _report(self, most: int) -> None:
-        if self.progress is not None:
-            self.progress(self.tested, most)
 
 
 class _Judged:

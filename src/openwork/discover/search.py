@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from openwork.circuit import Circuit, Scores
 from openwork.errors import UsageError
@@ -36,26 +35,6 @@ class SearchSettings(BaseModel):
         False, description="search where there should be nothing to find: choose on the examples that taught"
     )
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a long search stands: tensors by name, and plain data for JSON (nan becomes null)."""
-
-    tensors: Mapping[str, Tensor]
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Keeper(Protocol):
-    """Where long searches put away how far they are, so that a killed one goes on; several by their names."""
-
-    def load(self, name: str) -> State | None:
-        """What was put away last under a name, None where nothing was."""
-        ...
-
-    def save(self, name: str, state: Callable[[], State]) -> None:
-        """Puts a state away where it is time to; it is made only then."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -153,7 +132,7 @@ class Search:
 
 
 Answer = Scores | Circuit | Discovery
-Method = Callable[..., Answer]  # (search, settings, progress), and for some a keeper by name
+Method = Callable[..., Answer]  # (search, settings, progress, keeper); those of ONE_PASS without a keeper
 OwnMethod = Callable[[PatchedRun, Split], Scores | Circuit]
 
 
@@ -184,7 +163,6 @@ def finish(search: Search, answer: Answer, origin: Mapping[str, Any]) -> Discove
 
 
 __all__ = [
-    "Answer", "Discovery", "Keeper", "Method", "MetricName", "OwnMethod", "Progress", "Search", "SearchSettings",
-    "State", "begin",
+    "Answer", "Discovery", "Method", "MetricName", "OwnMethod", "Progress", "Search", "SearchSettings", "begin",
     "finish",
 ]  # fmt: skip

@@ -8,22 +8,18 @@ Shapes: K variants, N examples, V outputs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from openwork import files, patching
+from openwork import patching
 from openwork.circuit import Masks, leading_on
-from openwork.errors import RunError
 from openwork.graph import Graph
 from openwork.patched_run import Part, PatchedRun
 from openwork.patching import Reference
-from openwork.store import model_digest
 from openwork.tasks.metrics import Metric
 
 Of = Literal["edges", "nodes"]
@@ -83,6 +79,9 @@ class Trials:
 
     parts    examples in parts, each with its reference
     at_once  how many variants are worth trying side by side; count: how many were tried
+    masks    the current ones
+    fresh    whether nothing is left of how these came about: to `begin` with them again would change no number. Runs of
+             a model's own hold what was worked out under earlier masks, in another order of the same sums
     """
 
     def __init__(self, run: PatchedRun, parts: Sequence[Part], metric: Metric, of: Of) -> None:
@@ -90,7 +89,9 @@ class Trials:
         self.n = sum(len(p.split) for p in self.parts)
         own = getattr(run.model, "edge_runs", None) if of == "edges" else None
         self._runs: list[Runs] = []
-        self.at_once, self.count = 1, 0
+        self.at_once, self.count, self.fresh = 1, 0, True
+        self.masks: dict[str, Tensor] = {}
+        self._changes: Sequence[Sequence[Entry]] = ()
         for part in self.parts:
             mine = own(part.split.inputs, sent_by(part)) if own is not None else None
             self.at_once = 1 if mine is None else AT_ONCE
@@ -98,6 +99,7 @@ class Trials:
 
     def begin(self, masks: Masks) -> float:
         """The metric of these masks, mean over the examples."""
+        self.fresh, self.masks = True, {n: m.clone() for n, m in masks.items()}
         with torch.no_grad():
             return sum(self._sum(r.begin(masks), p) for r, p in zip(self._runs, self.parts, strict=True)) / self.n
 
@@ -106,7 +108,7 @@ class Trials:
 
         most  the first variant is of no use above it: where it is bound to end there, an empty list comes back early
         """
-        sums = [0.0] * len(changes)
+        sums, self._changes = [0.0] * len(changes), changes
         bounded = self.metric.sign < 0  # what is better small, losses and divergences, is never negative
         self.count += len(changes)
         with torch.no_grad():
@@ -120,6 +122,9 @@ class Trials:
         """Makes variant k of the last trial the current masks."""
         for r in self._runs:
             r.keep(k)
+            self.fresh &= isinstance(r, WholeRuns)
+        for name, at in self._changes[k]:
+            self.masks[name][at] = False
 
     def _sum(self, logits: Tensor, part: Part) -> float:
         whole = part.whole if self.metric.name == "kl" else None
@@ -170,39 +175,4 @@ def leading(graph: Graph, support: Masks, masks: Masks, of: Of) -> dict[str, Ten
     return leading_on(graph, {**support, **masks})
 
 
-class Notebook:
-    """The table of a long search in a file, so that it can go on where it was broken off.
-
-    key  what the search is, as plain data; a file of another search is refused
-    """
-
-    def __init__(self, path: Path | None, key: Mapping[str, Any]) -> None:
-        self.path, self.key = path, dict(key)
-
-    def read(self) -> dict[str, Any] | None:
-        """What was written last, or None at the beginning."""
-        if self.path is None or not self.path.exists():
-            return None
-        told = files.read_json(self.path)
-        if told.get("key") != files.plain(self.key):
-            raise RunError(f"{self.path} holds another search; give this one a folder of its own, or delete that file.")
-        return told
-
-    def write(self, **table: Any) -> None:
-        """Writes the table whole; what was there before stays until it is."""
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(self.path, {"key": self.key, **table})
-
-
-def key_of(run: PatchedRun, parts: Sequence[Part], **settings: Any) -> dict[str, Any]:
-    """What a search depends on, as plain data: its settings, the model's weights, the examples and the reference."""
-    digest = hashlib.sha256(model_digest(run.model).encode())
-    for part in parts:
-        reference = part.other or tuple(part.reference[n] for n in sorted(part.reference))
-        for t in (*part.split.inputs, part.split.answer, part.split.wrong, *reference):
-            digest.update(f"{tuple(t.shape)} {t.dtype}".encode() + t.cpu().contiguous().numpy().tobytes())
-    return {**settings, "digest": digest.hexdigest()}
-
-
-__all__ = ["Entry", "Notebook", "Of", "Runs", "Trials", "WholeRuns", "candidates", "key_of", "leading", "units"]
+__all__ = ["Entry", "Of", "Runs", "Trials", "WholeRuns", "candidates", "leading", "units"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.circuit import Circuit, induced_edges, leading_on
-from openwork.discover.search import Keeper, State
+from openwork.discover.state import NOWHERE, Keeper, State, circuit_of, masks_of
 from openwork.patched_run import Part, PatchedRun
 from openwork.patching import Layout, Reference, compact
 from openwork.tasks.task import Split, losses
@@ -53,7 +53,7 @@ def trim(
     rounds: int = 0,
     keep: Circuit | None = None,
     seed: int = 0,
-    keeper: Keeper | None = None,
+    keeper: Keeper = NOWHERE,
 ) -> Trimmed:
     """The circuit without what it does not need to stay at or below `target` nats on `split`.
 
@@ -71,15 +71,13 @@ def trim(
         state.fixed = {(n, tuple(at)) for n, m in masks.items() for at in m.nonzero().tolist()}
     kinds = ("edges", "nodes") if edges else ("nodes",)
     name = f"trim {kinds[0]}"
-    here = _Standing(circuit, 0, None, frozenset(), (), ())
-    if keeper is not None and (saved := keeper.load(name)) is not None:
+    if (saved := keeper.load(name)) is not None:
         here, state.runs = _standing(saved, circuit), int(saved.data["runs"])
     else:
-        here = replace(here, circuit=state.without_dangling(circuit))
+        here = _Standing(state.without_dangling(circuit), 0, None, frozenset(), 0, (), ())
 
     def put_away(now: _Standing) -> None:
-        if keeper is not None:
-            keeper.save(name, lambda: _saved(now, state.runs))
+        keeper.save(name, lambda: _saved(now, state.runs))
 
     while len(here.quiet) < len(kinds) and (not rounds or here.turn < rounds * len(kinds)):
         kind = kinds[here.turn % len(kinds)]
@@ -92,9 +90,10 @@ def trim(
             progress(f"{counts['nodes']} nodes, {counts['edges']} edges after {state.runs} runs")
         same = _size(circuit) == before
         here = _Standing(
-            circuit, here.turn + 1, None, frozenset(), (*here.quiet, kind) if same else (),
+            circuit, here.turn + 1, None, frozenset(), 0, (*here.quiet, kind) if same else (),
             tuple(sorted({*(k for k in here.tried if k != kind), *([kind] if tried else [])})),
         )  # fmt: skip
+        put_away(here)
     loss = state.loss(state.lay_out(here.circuit))
     proved = keep is None and len(here.quiet) == len(kinds) == len(here.tried)
     return Trimmed(here.circuit, loss, proved, state.runs)
@@ -107,11 +106,12 @@ def _size(circuit: Circuit) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Standing:
-    """Where a trim stands, at the beginning of a pass or where it lays out anew within one.
+    """Where a trim stands: at the beginning of a pass, where it lays out anew within one, or after a failure.
 
     turn    number of passes done
     before  nodes and edges when this pass began, None before it has begun
     stay    elements that were tried alone in this pass and stay
+    failed  how many of them in a row, the last ones
     quiet   kinds whose last passes, in a row, removed nothing
     tried   kinds of which the last pass tried every survivor alone
     """
@@ -120,24 +120,22 @@ class _Standing:
     turn: int
     before: tuple[int, int] | None
     stay: frozenset[Entry]
+    failed: int
     quiet: tuple[str, ...]
     tried: tuple[str, ...]
 
 
 def _saved(here: _Standing, runs: int) -> State:
-    nodes = {f"nodes/{n}": m for n, m in here.circuit.nodes.items()}
-    edges = {f"edges/{n}": m for n, m in here.circuit.edges.items()}
-    rest = {n: getattr(here, n) for n in ("turn", "before", "quiet", "tried")}
-    return State(nodes | edges, {**rest, "stay": sorted([n, *at] for n, at in here.stay), "runs": runs})
+    rest = {n: getattr(here, n) for n in ("turn", "before", "failed", "quiet", "tried")}
+    stay = sorted([n, *at] for n, at in here.stay)
+    return State(masks_of(here.circuit), {**rest, "stay": stay, "runs": runs})
 
 
 def _standing(state: State, like: Circuit) -> _Standing:
-    nodes = {n: state.tensors[f"nodes/{n}"] for n in like.nodes}
-    edges = {n: state.tensors[f"edges/{n}"] for n in like.edges}
     d = state.data
     return _Standing(
-        replace(like, nodes=nodes, edges=edges), d["turn"], tuple(d["before"]) if d["before"] else None,
-        frozenset((n, tuple(at)) for n, *at in d["stay"]), tuple(d["quiet"]), tuple(d["tried"]),
+        circuit_of(like.graph, state.tensors, like.origin), d["turn"], tuple(d["before"]) if d["before"] else None,
+        frozenset((n, tuple(at)) for n, *at in d["stay"]), d["failed"], tuple(d["quiet"]), tuple(d["tried"]),
     )  # fmt: skip
 
 
@@ -177,7 +175,9 @@ class _Trim:
         stay: set[Entry] = set(here.stay)
         within = bool(stay) or _size(here.circuit) != here.before
         layout, masks, left = self._begin(here.circuit, kind, stay)
-        group, failed, gone = max(1, len(left) // (16 if within else 4)), 0, 0
+        group, failed, gone = max(1, len(left) // (16 if within else 4)), here.failed, 0
+        if failed:  # put away where a single element had just failed
+            group = 1
         while left:
             if self._go(layout, masks, left[:group]):
                 left, gone, failed = left[group:], gone + group, 0
@@ -189,8 +189,9 @@ class _Trim:
                 failed += 1
                 if failed >= self.patience and left and sum(_size(layout.circuit)) > self.exhaustive:
                     return layout.to_circuit(), False
+                put_away(replace(here, stay=frozenset(stay), failed=failed))
             if gone > len(left) // 4 or (gone and group <= 1):
-                here = replace(here, circuit=layout.to_circuit(), stay=frozenset(stay))
+                here = replace(here, circuit=layout.to_circuit(), stay=frozenset(stay), failed=0)
                 put_away(here)
                 layout, masks, left = self._begin(here.circuit, kind, stay)
                 group, gone = max(1, len(left) // 16), 0
