@@ -190,6 +190,12 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     return (max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n)))
 
 
+def times_drawn(n: int, draws: int = 1_999, seed: int = 0) -> Floats:
+    """How often each of n is drawn in each bootstrap draw, [draws, n]: rows sum to n."""
+    drawn = np.random.default_rng(seed).integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return _floats(np.bincount(drawn.reshape(-1), minlength=draws * n).reshape(draws, n))
+
+
 def bootstrap_weights(n: int, clusters: Any = None, draws: int = 1_999, seed: int = 0) -> Floats:
     """How much every example weighs in each bootstrap draw, [draws, n]: rows sum to 1.
 
@@ -252,6 +258,77 @@ def geometric_mean_ratio(
         return value, NO_INTERVAL
     low, high = bootstrap_mean(logs, level=level, draws=draws, seed=seed)
     return value, (float(np.exp(low)), float(np.exp(high)))
+
+
+# -- agreement of a prediction with what happened ----------------------------------------------------------------------
+
+
+def auc(scores: Any, labels: Any) -> Floats:
+    """Area under the ROC curve: probability that a positive scores above a negative, ties counted as half.
+
+    scores  [n]
+    labels  bool [..., n]; returns [...], nan where all labels are the same
+    From the rank sum of the positives, (sum - P (P + 1) / 2) / (P Q) (Mann & Whitney 1947). Any strictly increasing map
+    of the scores leaves it as it is.
+    """
+    yes = np.asarray(labels, dtype=bool)
+    ranks = scipy_stats.rankdata(_floats(scores))
+    p, n = yes.sum(-1), yes.shape[-1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _floats((yes @ ranks - p * (p + 1) / 2) / (p * (n - p)))
+
+
+def balanced_accuracy(said: Any, labels: Any) -> Floats:
+    """Mean of the share of positives that are called so and of negatives that are not: 0.5 for any constant answer.
+
+    said    bool [n]
+    labels  bool [..., n]; returns [...], nan where all labels are the same
+    """
+    a, yes = np.asarray(said, dtype=bool), np.asarray(labels, dtype=bool)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _floats(((yes & a).sum(-1) / yes.sum(-1) + (~yes & ~a).sum(-1) / (~yes).sum(-1)) / 2)
+
+
+def correlation(sums: Any) -> Floats:
+    """Pearson's correlation from sums [..., 6] of 1, x, y, x^2, y^2, xy; 0 where x or y is constant.
+
+    A constant prediction tells nothing of what varies, so it counts as no correlation instead of an undefined one.
+    """
+    n, x, y, xx, yy, xy = np.moveaxis(_floats(sums), -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        vx, vy = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2
+        r = (xy / n - x / n * y / n) / np.sqrt(vx * vy)
+        flat = (vx <= 1e-12 * xx / n) | (vy <= 1e-12 * yy / n)  # what rounding leaves of a constant
+    return np.where(flat | ~np.isfinite(r), 0.0, np.clip(r, -1.0, 1.0))
+
+
+def moments(x: Any, y: Any) -> Floats:
+    """The terms [..., 6] whose sums `correlation` takes."""
+    x, y = _floats(x), _floats(y)
+    return np.stack([np.ones(np.broadcast(x, y).shape), *np.broadcast_arrays(x, y, x * x, y * y, x * y)], -1)
+
+
+def pearson(x: Any, y: Any) -> float:
+    """Pearson's correlation of two [n]; 0 where one is constant."""
+    x, y = _floats(x), _floats(y)
+    return float(correlation(moments(x - x.mean(), y - y.mean()).sum(0))) if x.size else float("nan")
+
+
+def spearman(x: Any, y: Any) -> float:
+    """Spearman's rank correlation of two [n], ties sharing their mean rank; 0 where one is constant."""
+    return pearson(scipy_stats.rankdata(_floats(x)), scipy_stats.rankdata(_floats(y)))
+
+
+def standardised(values: Any, known: Any) -> Floats:
+    """Rows [..., n] less their mean, over their standard deviation, both over what is known; 0 elsewhere and for
+    constant rows."""
+    v, known = _floats(values), np.asarray(known, dtype=bool)
+    n = np.maximum(1, known.sum(-1, keepdims=True))
+    scale = np.maximum(1e-300, np.abs(np.where(known, v, 0.0)).max(-1, keepdims=True, initial=0.0))
+    v = np.where(known, v / scale, 0.0)
+    v = np.where(known, v - v.sum(-1, keepdims=True) / n, 0.0)
+    spread = np.sqrt((v * v).sum(-1, keepdims=True) / n)
+    return _floats(np.divide(v, spread, out=np.zeros_like(v), where=spread > 1e-9))
 
 
 # -- clusters --------------------------------------------------------------------------------------------------------
