@@ -51,7 +51,8 @@ def conjunction(signs: Sequence[int]) -> Row:
     return tuple(float(s) for s in signs), -float(sum(map(abs, signs)) - 1)
 
 
-def _and(k: int) -> Formula:
+def all_of(k: int) -> Formula:
+    """An AND of k inputs."""
     return Formula(k, all, ((conjunction([1] * k),),), (1.0,), f"all {k} inputs are true")
 
 
@@ -142,8 +143,8 @@ def _tree() -> Formula:
 
 
 FORMULAS: dict[str, Callable[[], Formula]] = {
-    "and2": lambda: _and(2),
-    "and4": lambda: _and(4),
+    "and2": lambda: all_of(2),
+    "and4": lambda: all_of(4),
     "or3": lambda: _or(3),
     "xor": lambda: _flat_parity(2),
     "parity3": lambda: _flat_parity(3),
@@ -165,7 +166,7 @@ FORMULAS: dict[str, Callable[[], Formula]] = {
 def case(name: str, seed: int) -> Case:
     """The case of a formula; the inputs that matter stand at places drawn with `seed`."""
     formula = FORMULAS[name]()
-    places = _places(formula, seed)
+    places = places_of(formula, seed)
     task = _task(name, formula, places, seed)
     return make(name, "boolean", network(formula, places), task, formula.about)
 
@@ -175,8 +176,8 @@ def constant_case(name: str, ablation: Ablation, seed: int) -> Case:
 
     Under zero ablation the circuit needs it; ablated to its mean it sends what it always sends, so it is no part of it.
     """
-    formula = _and(3)
-    places = _places(formula, seed)
+    formula = all_of(3)
+    places = places_of(formula, seed)
     always: Row = ((0.0,) * formula.inputs, 1.0)
     rows = (*formula.layers[0], always)
     model = network(replace(formula, layers=(rows,), writes=(1.0, -0.5)), places)
@@ -188,7 +189,8 @@ def constant_case(name: str, ablation: Ablation, seed: int) -> Case:
     return make(name, "boolean", model, _task(name, formula, places, seed), about, ablation, nodes)
 
 
-def _places(formula: Formula, seed: int) -> list[int]:
+def places_of(formula: Formula, seed: int) -> list[int]:
+    """Which of the WIDTH inputs of a network with this seed are the inputs of the formula, in their order."""
     return torch.randperm(WIDTH, generator=torch.Generator().manual_seed(seed))[: formula.inputs].tolist()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -48,6 +48,7 @@ class Case:
     reference  that, as one vector per site
     truth      the circuit: nodes of the prunable sites, and the nonzero weights between them
     target     task loss (nats) in the gap between the truth and the truth without any one element
+    moved      site -> int [n], where the nodes of the planted network now are; empty where nothing is beside it
     """
 
     name: str
@@ -60,6 +61,7 @@ class Case:
     truth: Circuit
     target: float
     about: str
+    moved: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def make(

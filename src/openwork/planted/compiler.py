@@ -48,16 +48,42 @@ GAIN = 16.0  # what the unembedding multiplies by
 
 
 @dataclass(frozen=True)
+class Term:
+    """A part of what a node carries: `weight` where a categorical expression has a value, or that many times a number.
+
+    value  the value in question; None for a number
+    """
+
+    of: Expression
+    value: Hashable | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a node of a compiled circuit carries at a position, up to a positive factor: the sum of its terms.
+
+    rectified  whether a sum below zero is cut off there, as of a neuron
+    """
+
+    terms: tuple[Term, ...]
+    constant: float = 0.0
+    rectified: bool = False
+
+
+@dataclass(frozen=True)
 class Compiled:
     """A transformer and its circuit.
 
     nodes     site -> bool [n]: the nodes that the program uses
     channels  residual channels of the program's value: one per value of its domain, or one
+    carries   (site, node) -> what it carries, in terms of the program, of every node used
     """
 
     model: Transformer
     nodes: dict[str, Tensor]
     channels: tuple[int, ...]
+    carries: dict[tuple[str, int], Carried]
 
 
 @dataclass
@@ -106,7 +132,7 @@ def compile_program(
     writer.emit(program, threshold, gain)
     for p in writer.model.parameters():
         p.requires_grad_(True)
-    return Compiled(writer.model, writer.nodes, plan.channels[id(program)])
+    return Compiled(writer.model, writer.nodes, plan.channels[id(program)], writer.carried())
 
 
 def _domain(e: Expression) -> tuple[Hashable, ...]:
@@ -211,12 +237,23 @@ def _neurons(e: Expression) -> Iterator[_Neuron]:
             yield _Neuron((((0, i), 4.0),), -3.0, (i, 1.0))
 
 
+def _part(e: Expression, place: int) -> tuple[Expression, Hashable | None]:
+    """What the channel at a place among an expression's own stands for: one of its values, or the number itself."""
+    return e, _domain(e)[place] if _domain(e) else None
+
+
+def _term(e: Expression, place: int) -> Term:
+    return Term(*_part(e, place))
+
+
 class _Writer:
-    """Writes weights, and notes every node that one of them touches."""
+    """Writes weights, and notes every node that one of them touches and what it carries."""
 
     def __init__(self, model: Transformer, plan: _Plan) -> None:
         self.model, self.plan = model, plan
         self.nodes = {s.name: torch.zeros(s.size, dtype=torch.bool) for s in model.graph().prunable}
+        self.inner: dict[tuple[str, int], Carried] = {}  # of queries, keys, values and neurons
+        self.stream: dict[int, Carried] = {}  # of residual channels
         self.next_head = [0] * model.config.n_layer
         self.next_neuron = [0] * model.config.n_layer
         for p in model.parameters():
@@ -226,19 +263,26 @@ class _Writer:
         """All expressions, then the output."""
         for e in self.plan.order:
             mine = self.plan.channels[id(e)]
+            shift = -threshold if threshold is not None and e is program else 0.0
+            self.stream |= {c: Carried((_term(e, i),), shift) for i, c in enumerate(mine)}
             if isinstance(e, Tokens | Positions):
                 table = self.model.embed if isinstance(e, Tokens) else self.model.positions
                 assert table is not None
                 for i, c in enumerate(mine):
                     table.weight[i, c] = 1.0
             elif isinstance(e, Average | Fetch):
-                self._attend(e, mine, -threshold if threshold is not None and e is program else 0.0)
+                self._attend(e, mine, shift)
             else:
                 assert isinstance(e, Same | Curve | Sharp)
-                self._think(e, mine, -threshold if threshold is not None and e is program else 0.0)
+                self._think(e, mine, shift)
         for i, c in enumerate(self.plan.channels[id(program)]):
             self.nodes["final.in"][c] = True
             self.model.unembed.weight[i if threshold is None else 1, c] = gain
+
+    def carried(self) -> dict[tuple[str, int], Carried]:
+        """What every node used carries; those outside attention heads and neurons stand for residual channels."""
+        used = [(site, int(i)) for site, mask in self.nodes.items() for i in mask.nonzero().flatten()]
+        return {n: self.inner[n] if n in self.inner else self.stream[n[1]] for n in used}
 
     def _attend(self, e: Average | Fetch, mine: Sequence[int], bias: float) -> None:
         layer = self.plan.slot[id(e)] // 2
@@ -250,6 +294,9 @@ class _Writer:
         select = e.select
         for g, group in enumerate(_groups(select)):
             self.nodes[f"{name}.q"][first + g] = self.nodes[f"{name}.k"][first + g] = True
+            wanted = tuple(_term(select.queries, i) for i in group.queries)
+            self.inner[f"{name}.q", first + g] = Carried(wanted, 0.0 if wanted else 1.0)
+            self.inner[f"{name}.k", first + g] = Carried(tuple(_term(select.keys, i) for i in group.keys))
             for i in group.keys:
                 self._weight(block.to_k, first + g, f"{name}.in", self.plan.channels[id(select.keys)][i], 1.0)
             strength = BETA * math.sqrt(d)
@@ -261,10 +308,13 @@ class _Writer:
         for place, c in enumerate(mine):
             v = first + place
             if isinstance(e, Average):
+                terms = tuple(Term(source, value, e.of.value(value)) for value in source.domain)
+                self.inner[f"{name}.v", v] = Carried(terms)
                 for i, value in enumerate(source.domain):
                     self._weight(block.to_v, v, f"{name}.in", self.plan.channels[id(source)][i], e.of.value(value))
             else:
                 i = source.domain.index(e.domain[place])
+                self.inner[f"{name}.v", v] = Carried((_term(source, i),))
                 self._weight(block.to_v, v, f"{name}.in", self.plan.channels[id(source)][i], 1.0)
             self._weight(block.out, c, f"{name}.v", v, 1.0)
             self.nodes[f"{name}.write"][c] = True
@@ -278,6 +328,8 @@ class _Writer:
         for neuron in _neurons(e):
             n = self.next_neuron[layer]
             self.next_neuron[layer] += 1
+            terms = tuple(Term(*_part(sources[which], place), w) for (which, place), w in neuron.reads)
+            self.inner[f"{name}.act", n] = Carried(terms, neuron.bias, rectified=True)
             for (which, place), w in neuron.reads:
                 self._weight(block.up, n, f"{name}.in", self.plan.channels[id(sources[which])][place], w)
             block.up.bias[n] = neuron.bias
@@ -295,4 +347,4 @@ class _Writer:
             self.nodes[site][src] = True
 
 
-__all__ = ["BETA", "GAIN", "Compiled", "Indicator", "compile_program"]
+__all__ = ["BETA", "GAIN", "Carried", "Compiled", "Indicator", "Term", "compile_program"]

@@ -29,7 +29,7 @@ def at_components(case: Case) -> Case:
     truth = Circuit.from_edges(patching.graph_of(model), joined(case), patching.support(model), case.truth.origin)
     size = sum(int(patching.graph_of(model).site(s.name).size) for s in patching.graph_of(model).prunable)
     reference = reference_of(model, case.task, case.ablation)
-    return replace(case, model=model, truth=truth, reference=reference, size=size)
+    return replace(case, model=model, truth=truth, reference=reference, size=size, moved={})
 
 
 def joined(case: Case) -> dict[str, Tensor]:

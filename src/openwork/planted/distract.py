@@ -63,6 +63,7 @@ def distract(case: Case, name: str, seed: int, noise: int = 0, decoys: Sequence[
         reference=reference_of(model, case.task, case.ablation),
         truth=circuit_of(model, nodes),
         about=f"{case.about}; beside {' and '.join(beside)}",
+        moved=places,
     )
 
 
