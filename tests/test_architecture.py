@@ -47,6 +47,8 @@ FLOORS = {
         "ground_truth",
         "searches",
         "transfer",
+        "decisions",
+        "decision_rows",
         "cli",
         "__main__",
     },

@@ -53,7 +53,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
     fake = FakeBench()
     monkeypatch.setitem(sys.modules, "openwork.bench", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(openwork, "bench", fake, raising=False)
-    for other in ("compare", "ground_truth", "transfer"):
+    for other in ("compare", "ground_truth", "transfer", "decisions", "decision_rows"):
         monkeypatch.setitem(sys.modules, f"openwork.{other}", fake)  # type: ignore[arg-type]
     return fake
 
@@ -97,6 +97,15 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
                 ("mnist", "dense", None, Path("runs/mnist-dense"), None, "cpu", 0, "cpu", None, Path("d"), ()),
             ),
         ),
+        (
+            "why r --circuit c --input a,b --answer 4 --html h.html",
+            ("why_run", (Path("r"), "c", "a,b", None, "4", None, 10, Path("h.html"), True)),
+        ),
+        (
+            "why r --circuit c --example 2 --top 3 --json",
+            ("why_run", (Path("r"), "c", None, 2, None, None, 3, None, False)),
+        ),
+        ("why r --circuit c --rows i --out o", ("why_table", (Path("r"), "c", Path("i"), Path("o"), 3))),
         (
             "compare --task digits --regimes dense,l1 topk --seeds 2 --preset smoke",
             (

@@ -41,6 +41,7 @@ EXAMPLES = {
     "bench": "openwork bench planted --methods auto,acdc --json",
     "export": "openwork export runs/a --circuit single_double_quote-acdc_components --to eap-ig --out circuit.json",
     "import": "openwork import runs/a --file circuit.json --task single_double_quote",
+    "why": "openwork why runs/a --circuit single_double_quote --example 0 --html why.html",
     "show": "openwork show runs/a",
     "view": "openwork view runs/a",
 }
@@ -249,6 +250,25 @@ class BenchOptions(SeedOptions):
     )
 
 
+class WhyOptions(Options):
+    """openwork why"""
+
+    circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
+    text: Annotated[str | None, Parameter("--input")] = Field(
+        default=None, description="The input: a prompt, [token ids], numbers a,b,c, or a row of a file, as in x.csv:3 "
+        "(.npy, .csv).",
+    )  # fmt: skip
+    example: int | None = Field(default=None, ge=0, description="Or an example of the explain split, by number.")
+    answer: str | None = Field(default=None, description="Answer to account for; by default the model's.")
+    against: str | None = Field(default=None, description="Answer to set it against; by default the runner-up.")
+    top: int | None = Field(default=None, ge=1, description="Lines per list; by default 10, and 3 with --rows.")
+    html: Path | None = Field(default=None, description="File to write a page to.")
+    rows: Path | None = Field(
+        default=None, description="Or many inputs: a parquet file with x0, x1, ... or input, prompt or tokens; and id."
+    )
+    out: Path | None = Field(default=None, description="With --rows: parquet file to write the top reasons to.")
+
+
 class ExportOptions(Options):
     """openwork export"""
 
@@ -439,6 +459,31 @@ def import_(run: Run, /, *, options: Annotated[ImportOptions, Flat]) -> None:
         from openwork.transfer import import_circuit
 
         return import_circuit(run, options.file, options.task, options.target, options.reference)
+
+    execute(body, options)
+
+
+@command
+def why(run: Run, /, *, options: Annotated[WhyOptions, Flat]) -> None:
+    """Say what one decision is made of: the exact sum along the circuit's paths, and what would flip it."""
+    o = options
+    if (o.rows is None) != (o.out is None):
+        raise UsageError("--rows and --out go together: the table to read and the table to write.")
+    one = {"input": o.text, "example": o.example, "answer": o.answer, "against": o.against, "html": o.html}
+    given = [f"--{name}" for name, value in one.items() if value is not None]
+    if o.rows is not None and given:
+        raise UsageError(f"--rows asks about many inputs and takes no {' and no '.join(given)}.")
+
+    def body(progress: Progress) -> Result:
+        if o.rows is not None and o.out is not None:
+            from openwork.decision_rows import why_table
+
+            return why_table(run, o.circuit, o.rows, o.out, o.top or 3, progress)
+        from openwork.decisions import why_run
+
+        return why_run(
+            run, o.circuit, o.text, o.example, o.answer, o.against, o.top or 10, o.html, not o.as_json, progress
+        )
 
     execute(body, options)
 

@@ -185,6 +185,29 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise _cannot("write", path, e) from e
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` for a file written bit by bit, which takes its place when the block ends well.
+
+    If the block fails, the temporary file is removed and an older `path` stays as it was.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = _temporary(path)
+        _ours.add(temp)
+        try:
+            yield temp
+            _sync(temp)
+            os.replace(temp, path)
+            _sync(path.parent)
+        finally:
+            remove(temp)
+            _ours.discard(temp)
+    except OSError as e:
+        raise _cannot("write", path, e) from e
+
+
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Adds one line to a file of JSON lines; a line that does not fit on the disk is taken back."""
     path = Path(path)
