@@ -29,6 +29,7 @@ FLOORS = {
         "tables",
         "settings",
         "hard_concrete",
+        "llm_options",
     },
     "tools": {"patching", "single", "structure", "gomory_hu", "store", "workers", "exchange"},
     "subjects": {"tasks", "models"},

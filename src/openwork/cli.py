@@ -570,7 +570,8 @@ def refusal(error: CycloptsError) -> UsageError:
         return UsageError(str(error))
     problems = []
     for p in cause.errors():
-        flag = "--" + str(p["loc"][0]).removeprefix("as_").replace("_", "-") if p["loc"] else "options"
+        named = "-".join(str(part) for part in p["loc"] if isinstance(part, str))  # llm.price_in is --llm-price-in
+        flag = "--" + named.removeprefix("as_").replace("_", "-") if named else "options"
         message = p["msg"].removeprefix("Value error, ")
         choices = p.get("ctx", {}).get("expected") if p["type"] == "literal_error" else None
         if p["type"] == "missing":
