@@ -50,6 +50,7 @@ FLOORS = {
         "transfer",
         "decisions",
         "decision_rows",
+        "decompiled",
         "cli",
         "__main__",
     },

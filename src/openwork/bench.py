@@ -21,6 +21,7 @@ import torch
 
 from openwork import stats, store
 from openwork.circuit import Evidence
+from openwork.decompiled import decompile_circuit
 from openwork.discover_all import discover_tasks
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
@@ -461,6 +462,15 @@ def verify_run(
     controls = repeat(run, circuit, seed, workers or available_cores(), progress) if searches else ()
     (checked,) = map_jobs([Job("verify", check_circuit, (run, circuit, seed, controls))], 1, progress)
     return checked
+
+
+def decompile_run(
+    run: Path, circuit: str, out: Path, floor: float, simplify: bool = False, progress: Progress | None = None
+) -> Result:
+    """Writes a circuit as a Python file and tests it; see `decompiled.decompile_circuit`."""
+    job = Job("decompile", decompile_circuit, (run, circuit, out, floor, simplify))
+    (found,) = map_jobs([job], 1, progress or Progress(False))
+    return found
 
 
 def modules_run(

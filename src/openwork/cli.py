@@ -40,6 +40,7 @@ EXAMPLES = {
     "modules": "openwork modules runs/a",
     "bench": "openwork bench planted --methods auto,acdc --json",
     "export": "openwork export runs/a --circuit single_double_quote-acdc_components --to eap-ig --out circuit.json",
+    "decompile": "openwork decompile runs/a --circuit single_double_quote --out quotes.py",
     "import": "openwork import runs/a --file circuit.json --task single_double_quote",
     "why": "openwork why runs/a --circuit single_double_quote --example 0 --html why.html",
     "show": "openwork show runs/a",
@@ -280,6 +281,20 @@ class ExportOptions(Options):
     example: int = Field(default=0, ge=0, description="Example of the explain split that an attribution graph shows.")
 
 
+class DecompileOptions(Options):
+    """openwork decompile"""
+
+    circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
+    out: Path = Field(description="Python file to write.")
+    agreement: float = Field(
+        default=0.99, gt=0.5, le=1, description="Share of the circuit's decisions on the discover split, and on texts "
+        "made from it, that the program has to share.",
+    )  # fmt: skip
+    simplify: bool = Field(
+        default=False, description="Also trade agreement for length, and tell how long the program is at each price."
+    )
+
+
 class ImportOptions(Options):
     """openwork import"""
 
@@ -447,6 +462,18 @@ def export(run: Run, /, *, options: Annotated[ExportOptions, Flat]) -> None:
         from openwork.transfer import export_circuit
 
         return export_circuit(run, options.circuit, options.to, options.out, options.example)
+
+    execute(body, options)
+
+
+@command
+def decompile(run: Run, /, *, options: Annotated[DecompileOptions, Flat]) -> None:
+    """Write a circuit as a Python file that a person can read, and test the file on examples that it never saw."""
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        return bench.decompile_run(run, options.circuit, options.out, options.agreement, options.simplify, progress)
 
     execute(body, options)
 
