@@ -41,6 +41,7 @@ FLOORS = {
         "keeper",
         "frontier",
         "runs",
+        "forms",
         "discover_all",
         "modules",
         "bench",
