@@ -19,11 +19,11 @@ from openwork.explain.binarised import BinariseSettings, Levels, binarise, level
 from openwork.explain.bits import depends_on, formula_of_binarised, formula_of_program, roles
 from openwork.explain.boolean_formula import boolean_account, differences
 from openwork.explain.decided import agreement, answers_of, logits_of, preferred, spread
+from openwork.explain.decision_rules import Branch, Leaf, decide, fit, rules_of, short_threshold, shortest_between
 from openwork.explain.emit_c import emit_c
 from openwork.explain.image_program import emit_image_c, look_python, lower_cnn, maps_of, run_image
 from openwork.explain.lower_perceptron import feature_names, lower_perceptron
 from openwork.explain.program import CURVES, Bend, Feature, from_dict, run, size, to_dict
-from openwork.explain.decision_rules import Branch, Leaf, decide, fit, rules_of, short_threshold, shortest_between
 from openwork.models import CNN, MLP, CNNConfig, MLPConfig
 from openwork.models.cnn import ConvBlock
 from openwork.patching import support
