@@ -25,6 +25,8 @@ from openwork.decompiled import decompile_circuit
 from openwork.discover_all import discover_tasks
 from openwork.errors import UsageError, unknown
 from openwork.files import plain, read_yaml
+from openwork.forms import write_form, write_formulas
+from openwork.models import CNN, MLP
 from openwork.modules import find_modules, load_modules, shown
 from openwork.presets import DIGITS, PRESETS, QUOTES, DataSettings, Preset
 from openwork.progress import Progress
@@ -465,12 +467,36 @@ def verify_run(
 
 
 def decompile_run(
-    run: Path, circuit: str, out: Path, floor: float, simplify: bool = False, progress: Progress | None = None
+    run: Path,
+    circuit: str | None,
+    out: Path,
+    floor: float,
+    simplify: bool = False,
+    form: str = "python",
+    binarised: bool = False,
+    progress: Progress | None = None,
 ) -> Result:
-    """Writes a circuit as a Python file and tests it; see `decompiled.decompile_circuit`."""
+    """Writes a circuit as code that runs and tests it; see `decompiled.decompile_circuit` and `forms`.
+
+    circuit  of a text's transformer, of a perceptron or of a convolutional network; None for a regression's whole model
+    floor, simplify  of transformers; form, binarised: of the others
+    """
+    progress = progress or Progress(False)
+    if circuit is None:
+        (told,) = map_jobs([Job("decompile", write_formulas, (run, out))], 1, progress)
+        return told
+    if isinstance(open_run(run).model, MLP | CNN):
+        if simplify:
+            raise UsageError(
+                "--simplify goes with circuits of transformers; of features there are --form and --binarised."
+            )
+        (told,) = map_jobs([Job("decompile", write_form, (run, circuit, out, form, binarised))], 1, progress)
+        return told
+    if form != "python" or binarised:
+        raise UsageError("--form and --binarised go with circuits of features or images; this one is of a transformer.")
     job = Job("decompile", decompile_circuit, (run, circuit, out, floor, simplify))
-    (found,) = map_jobs([job], 1, progress or Progress(False))
-    return found
+    (told,) = map_jobs([job], 1, progress)
+    return told
 
 
 def modules_run(

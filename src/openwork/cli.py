@@ -284,8 +284,18 @@ class ExportOptions(Options):
 class DecompileOptions(Options):
     """openwork decompile"""
 
-    circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
-    out: Path = Field(description="Python file to write.")
+    circuit: str | None = Field(
+        default=None, description="Name of the circuit, or of its task when only one method has been used; without it, "
+        "formulas of a regression's whole model.",
+    )  # fmt: skip
+    out: Path = Field(description="Python file to write; its twin in C is written beside it.")
+    form: Literal["python", "rules", "formula"] = Field(
+        default="python", description="A program; or, of a circuit of features, nested if and else, or a formula."
+    )
+    binarised: bool = Field(
+        default=False, description="Give every kept neuron two levels first, so that its role is a truth table "
+        "(circuits of features).",
+    )  # fmt: skip
     agreement: float = Field(
         default=0.99, gt=0.5, le=1, description="Share of the circuit's decisions on the discover split, and on texts "
         "made from it, that the program has to share.",
@@ -473,7 +483,8 @@ def decompile(run: Run, /, *, options: Annotated[DecompileOptions, Flat]) -> Non
     def body(progress: Progress) -> Result:
         from openwork import bench
 
-        return bench.decompile_run(run, options.circuit, options.out, options.agreement, options.simplify, progress)
+        o = options
+        return bench.decompile_run(run, o.circuit, o.out, o.agreement, o.simplify, o.form, o.binarised, progress)
 
     execute(body, options)
 

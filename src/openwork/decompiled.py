@@ -1,5 +1,7 @@
 """A circuit of a run as a Python file: made, written, run on examples it was not made on, and kept as an explanation.
 
+The same program is written in C beside it (see `explain.emit_c`), which reads token ids where the Python reads text.
+
 The program is made from the circuit's weights and the inputs of the discover split (see `explain.simplify`). Then the
 written file itself decides the examples of the verify and ood splits, in a process of its own, and is compared with the
 circuit and with the whole model. Text and figures become an `Explanation` of the circuit, the program and its key
@@ -28,6 +30,7 @@ from openwork import patching, stats, store
 from openwork.circuit import FAILS, HOLDS, UNDECIDED, Circuit, Evidence, Explanation
 from openwork.errors import RunError, UsageError
 from openwork.explain import program as programs
+from openwork.explain.emit_c import emit_c
 from openwork.explain.emit_python import emit_python, quoted
 from openwork.explain.lower_transformer import lower_transformer
 from openwork.explain.names import readable
@@ -112,12 +115,15 @@ def decompile_circuit(path: Path, name: str, out: Path, floor: float = FLOOR, si
     rows = [_row(asked, f, made[f], exact, pool) for f in floors]
     mine = rows[floors.index(floor)]
     text, evidence = _written(asked, made[floor], floor, out)
+    twin = out.with_suffix(".c")
+    store.write_text(twin, emit_c(made[floor], f"{asked.task.name}: {asked.task.about}. The C twin of {out.name}."))
     explanation = Explanation(asked.folder.name, AUTHOR, f"runs as {out.name}: see its head", text, tuple(evidence))
     others = tuple(x for x in asked.circuit.explanations if x.author != AUTHOR)
     stored = {f"{f:g}": programs.to_dict(p) for f, p in made.items()}
     beside = {"key": key, "file": out.name, "floor": floor, "curve": rows, "programs": {**at_hand, **stored}}
     keep(asked.folder, replace(asked.circuit, explanations=(*others, explanation)), {"program.json": beside})
     told: Result = {"run": str(path), "circuit": asked.folder.name, "task": asked.task.name, "file": str(out)}
+    told["c_file"] = str(twin)
     told |= {k: mine[k] for k in ("lines", "steps", "constants", "tokens")}
     told["evidence"] = [vars(e) | {"details": dict(e.details)} for e in evidence]
     return told | ({"curve": rows} if simplify else {})

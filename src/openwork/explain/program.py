@@ -31,7 +31,7 @@ from openwork.errors import UsageError
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Kind = Literal["tokens", "features"]
-Curve = Literal["relu", "gelu", "step", "exp"]
+Curve = Literal["relu", "gelu", "silu", "step", "exp"]
 
 VERSION = 1
 
@@ -325,6 +325,7 @@ _erf: Callable[[Array], Array] = np.vectorize(math.erf, otypes=[np.float64])
 CURVES: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, 0.0),
     "gelu": gelu,
+    "silu": lambda x: x / (1.0 + np.exp(-x)),
     "step": lambda x: (x > 0).astype(np.float64),
     "exp": np.exp,
 }
