@@ -44,6 +44,8 @@ FLOORS = {
         "forms",
         "discover_all",
         "modules",
+        "rivals",
+        "explained",
         "bench",
         "compare",
         "ground_truth",

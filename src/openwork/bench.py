@@ -24,9 +24,12 @@ from openwork.circuit import Evidence
 from openwork.decompiled import decompile_circuit
 from openwork.discover_all import discover_tasks
 from openwork.errors import UsageError, unknown
+from openwork.explained import explain_circuit
+from openwork.explained import shown as explained_table
 from openwork.files import plain, read_yaml
 from openwork.forms import write_form, write_formulas
 from openwork.models import CNN, MLP
+from openwork.llm_options import LLMOptions
 from openwork.modules import find_modules, load_modules, shown
 from openwork.presets import DIGITS, PRESETS, QUOTES, DataSettings, Preset
 from openwork.progress import Progress
@@ -513,6 +516,22 @@ def modules_run(
     return shown(found)
 
 
+def explain_run(
+    run: Path,
+    circuit: str,
+    author: str = "rules",
+    nodes: int | None = None,
+    seed: int = 0,
+    llm: LLMOptions | None = None,
+    dossiers: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Says in words what a circuit and its parts do, and tests every word on held-out examples; see `explained`."""
+    job = Job(f"explain {circuit}", explain_circuit, (run, circuit, author, nodes, seed, llm, dossiers))
+    (found,) = map_jobs([job], 1, progress or Progress(False))
+    return explained_table(found)
+
+
 def view_run(run: Path, progress: Progress | None = None) -> Result:
     """Writes the page of a run or comparison, laying out circuits that were not laid out yet.
 
@@ -549,6 +568,6 @@ def check_device(device: str) -> None:
 
 
 __all__ = [
-    "circuit_folder", "discover_run", "list_tasks", "modules_run", "run_digits", "run_quotes", "show_run", "train_run",
-    "verify_run", "view_run",
+    "circuit_folder", "discover_run", "explain_run", "list_tasks", "modules_run", "run_digits", "run_quotes",
+    "show_run", "train_run", "verify_run", "view_run",
 ]  # fmt: skip

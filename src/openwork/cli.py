@@ -26,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from openwork import __version__
 from openwork.errors import OpenworkError, UsageError, several, unknown
+from openwork.llm_options import LLMOptions
 from openwork.progress import Progress
 
 STOPPED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -38,6 +39,7 @@ EXAMPLES = {
     "discover": "openwork discover runs/a --task single_double_quote",
     "verify": "openwork verify runs/a --circuit single_double_quote",
     "modules": "openwork modules runs/a",
+    "explain": "openwork explain runs/a --circuit single_double_quote",
     "bench": "openwork bench planted --methods auto,acdc --json",
     "export": "openwork export runs/a --circuit single_double_quote-acdc_components --to eap-ig --out circuit.json",
     "decompile": "openwork decompile runs/a --circuit single_double_quote --out quotes.py",
@@ -220,6 +222,22 @@ class VerifyOptions(SeedOptions):
     )
 
 
+class ExplainOptions(SeedOptions):
+    """openwork explain"""
+
+    circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
+    author: str = Field(
+        default="rules",
+        description="Who writes: rules (a search, no language model), llm, or your own module:function.",
+    )
+    nodes: int | None = Field(
+        default=None, ge=0, description="How many nodes are explained, those that matter most; by default 100."
+    )
+    dossiers: Path | None = Field(
+        default=None, description="Folder to write the cards to that authors see, one JSON file per node and module."
+    )
+
+
 class ModulesOptions(SeedOptions):
     """openwork modules"""
 
@@ -334,6 +352,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 Flat = Parameter("*")  # the fields of a schema are the flags of the command
+LLMFlags = Parameter("*", name_transform=lambda field: "llm-" + field.replace("_", "-"))
 
 
 @command
@@ -434,6 +453,21 @@ def verify(run: Run, /, *, options: Annotated[VerifyOptions, Flat]) -> None:
 
         o = options
         return bench.verify_run(run, o.circuit, o.seed, progress, o.searches, o.workers)
+
+    execute(body, options)
+
+
+@command
+def explain(
+    run: Run, /, *, options: Annotated[ExplainOptions, Flat], llm: Annotated[LLMOptions, LLMFlags] = LLMOptions()
+) -> None:
+    """Say in words what a circuit, its modules and nodes do, and test every word on examples its author never saw."""
+
+    def body(progress: Progress) -> Result:
+        from openwork import bench
+
+        o = options
+        return bench.explain_run(run, o.circuit, o.author, o.nodes, o.seed, llm, o.dossiers, progress)
 
     execute(body, options)
 
@@ -609,6 +643,7 @@ def refusal(error: CycloptsError) -> UsageError:
     problems = []
     for p in cause.errors():
         named = "-".join(str(part) for part in p["loc"] if isinstance(part, str))  # llm.price_in is --llm-price-in
+        named = f"llm-{named}" if cause.title == LLMOptions.__name__ and not named.startswith("llm") else named
         flag = "--" + named.removeprefix("as_").replace("_", "-") if named else "options"
         message = p["msg"].removeprefix("Value error, ")
         choices = p.get("ctx", {}).get("expected") if p["type"] == "literal_error" else None

@@ -49,6 +49,7 @@ from openwork.tasks.task import Split, Task, correct, losses
 from openwork.training import TrainSettings, held_out_accuracy, held_out_loss, make_regime, train
 from openwork.training.relocation import wire_length_of
 from openwork.verify import VERIFIERS, Question, verify
+from openwork.views.explanations import in_short
 from openwork.workers import common, report
 
 Result = dict[str, Any]
@@ -581,7 +582,12 @@ def show_run(path: Path) -> Result:
         folder = path / "circuits" / name
         r = store.read_json(folder / "result.json")
         evidence = store.read_json(folder / "evidence.json")["evidence"] if (folder / "evidence.json").exists() else []
-        circuits.append({"circuit": name, "status": r["status"], **r["edge_pruned"], "evidence": evidence})
+        is_there = (folder / "circuit.json").exists()
+        said = in_short(store.files.read_circuit_header(folder)["explanations"]) if is_there else []
+        circuits.append(
+            {"circuit": name, "status": r["status"], **r["edge_pruned"], "evidence": evidence}
+            | ({"explanations": said} if said else {})
+        )
     header = store.files.read_model_header(path / "model")
     figures = store.read_json(path / "result.json") if (path / "result.json").exists() else {}
     parts = path / "modules" / "modules.json"

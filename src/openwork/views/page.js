@@ -655,6 +655,12 @@
         const word = Math.abs(n.effect) < 5e-4 ? "Without it the task loss stays as it is." : n.effect > 0 ? "more task loss when it alone is ablated in the circuit." : "less task loss when it alone is ablated: the circuit does better without it.";
         parts.push(make("dl", { class: "effect" }, make("dt", {}, Math.abs(n.effect) < 5e-4 ? "0.000" : signed(n.effect), make("small", {}, " nats")), make("dd", {}, word + (typeof n.mean === "number" ? ` Ablated, it sends its mean, ${num(n.mean)}.` : ""))));
       }
+      for (const e of n.said || []) {
+        parts.push(
+          make("h4", {}, "In words", make("small", {}, `by ${e.author}`)),
+          make("p", { class: "said" }, e.text),
+          make("p", { class: `mark ${e.icon}`, title: e.sentence }, make("b", {}, e.mark), e.score ? ` · ${e.score}, ${e.null}` : ""));
+      }
       if (n.top) parts.push(...this.contexts(g, n));
       else if (n.tokens === undefined && n.label === undefined) {
         const f = g.contexts_for;

@@ -29,7 +29,7 @@ from markupsafe import Markup
 
 from openwork import files
 from openwork.errors import RunError, UsageError
-from openwork.views import modules, wiring
+from openwork.views import explanations, modules, wiring
 from openwork.views.layout import Placed, place
 from openwork.views.words import (
     EDGE_PRUNED,
@@ -101,6 +101,7 @@ class Shown:
     inputs: str = ""
     drawing: dict[str, Any] | None = None  # what the script draws
     note: str = ""  # why there is no drawing
+    explanations: list[Any] = field(default_factory=list)
 
     variant: str = ""  # EDGE_PRUNED where single edges were pruned from the circuit
 
@@ -169,6 +170,7 @@ def _circuit(model: str, folder: Path) -> Shown:
         evidence=[e for e in header.get("evidence", []) if isinstance(e, Mapping)],
         about=str(dossier.get("about", "")),
         inputs=str(dossier.get("inputs", "")),
+        explanations=explanations.of_header(header),
     )
     if not header:
         shown.facts = {"status": str(result.get("status", "no circuit"))}
@@ -177,7 +179,7 @@ def _circuit(model: str, folder: Path) -> Shown:
     _judge(shown, {"": mapping(result.get("node_based")), EDGE_PRUNED: mapping(result.get("edge_pruned"))})
     if dossier:
         try:
-            shown.drawing = _drawing(dossier)
+            shown.drawing = _drawing(dossier, explanations.said(shown.explanations))
         except (KeyError, TypeError, ValueError, IndexError) as e:
             raise RunError(f"{folder / 'dossier.json'} is damaged: {e!r}.") from e
     else:
@@ -240,8 +242,11 @@ def _modules(run: Path) -> dict[str, Any] | None:
 # -- a circuit as a drawing --------------------------------------------------------------------------------------------
 
 
-def _drawing(dossier: Record) -> dict[str, Any]:
-    """A dossier as the script wants it: nodes with places, edges as positions in the list of nodes."""
+def _drawing(dossier: Record, said: Record) -> dict[str, Any]:
+    """A dossier as the script wants it: nodes with places, edges as positions in the list of nodes.
+
+    said  node -> what is said of it
+    """
     nodes = dossier["nodes"]
     at = {n["id"]: k for k, n in enumerate(nodes)}
     links = list(dict.fromkeys(e["link"] for e in dossier["edges"]))
@@ -262,6 +267,7 @@ def _drawing(dossier: Record) -> dict[str, Any]:
         "nodes": [
             {k: _lean(v) for k, v in n.items() if k in SENT}
             | {"x": round(x, 1), "y": round(y, 1), "words": _node_words(n)}
+            | ({"said": said[n["id"]]} if n["id"] in said else {})
             for n, (x, y) in zip(nodes, _rounded(placed), strict=True)
         ],
         "edges": edges,
@@ -418,7 +424,17 @@ def _tasks(result: Record, circuits: list[Shown]) -> tuple[list[dict[str, Any]],
         rest = [e for e in mentioned if (e.get("model"), e.get("claim")) not in told]
         if rest:
             groups = _merge(groups, rest, mine[0].title if mine else "")
-        out.append({"id": f"t{k}", "name": task, "about": about, "panes": panes, "evidence": groups})
+        told_of = [(c.title, explanations.rows(c.explanations), explanations.in_numbers(c.explanations)) for c in mine]
+        out.append(
+            {
+                "id": f"t{k}",
+                "name": task,
+                "about": about,
+                "panes": panes,
+                "evidence": groups,
+                "said": [(title, rows, nodes) for title, rows, nodes in told_of if rows or nodes],
+            }
+        )
     return out, blobs
 
 

@@ -38,6 +38,8 @@ CLAIMS = {
     "random_weights_control": "random-weights control",
 }
 
+MARKS = {"holds": "supported", "fails": "not supported", "too little data": "too little data"}  # of explanations
+
 WIRING = (
     "Each node of this network has a place in space. Its way of training, BIMT, puts a price on the length of wires "
     "and moves nodes to where their wires are short. Every node is drawn where it ended up."
@@ -67,6 +69,11 @@ def model_words(name: str) -> str:
 def claim_words(claim: str) -> str:
     """A claim as a person says it."""
     return CLAIMS.get(claim, claim.replace("_", " "))
+
+
+def mark_words(evidence: Sequence[Any]) -> str:
+    """What stands beside an explanation wherever it is shown, by its first evidence."""
+    return MARKS.get(str(mapping(evidence[0]).get("verdict")), "not tested") if evidence else "not tested"
 
 
 def task_words(name: Any) -> str:
