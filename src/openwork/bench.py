@@ -28,8 +28,8 @@ from openwork.explained import explain_circuit
 from openwork.explained import shown as explained_table
 from openwork.files import plain, read_yaml
 from openwork.forms import write_form, write_formulas
-from openwork.models import CNN, MLP
 from openwork.llm_options import LLMOptions
+from openwork.models import CNN, MLP
 from openwork.modules import find_modules, load_modules, shown
 from openwork.presets import DIGITS, PRESETS, QUOTES, DataSettings, Preset
 from openwork.progress import Progress

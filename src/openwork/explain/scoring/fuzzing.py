@@ -41,9 +41,10 @@ def _draft(h: Hearing) -> Draft:
     yes = there & (many > 0)
     most = int(min(max(1, m.snippets.width // 2), many[yes].max(initial=1)))
     p = choose(yes, yes & (room >= most), there & ~yes, m.clusters, m.settings.questions, rng)
+    if not p.yes.any():  # a part that is active in no whole snippet
+        return Draft((), p.yes[:0], p.hard[:0], {}, ())
     marks = np.minimum(many[p.example, p.column], most)
-    if p.yes.any():
-        marks[~p.yes] = rng.choice(marks[p.yes], int((~p.yes).sum()))
+    marks[~p.yes] = rng.choice(marks[p.yes], int((~p.yes).sum()))
     questions, places = [], []
     for n, w, right, k in zip(p.example.tolist(), p.column.tolist(), p.yes.tolist(), marks.tolist(), strict=True):
         span = m.snippets.span(n, w)
