@@ -53,7 +53,17 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
     fake = FakeBench()
     monkeypatch.setitem(sys.modules, "openwork.bench", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(openwork, "bench", fake, raising=False)
-    for other in ("compare", "ground_truth", "transfer", "decisions", "decision_rows"):
+    for other in (
+        "compare",
+        "ground_truth",
+        "transfer",
+        "decisions",
+        "decision_rows",
+        "intrusion",
+        "shipping",
+        "watch",
+        "audit",
+    ):
         monkeypatch.setitem(sys.modules, f"openwork.{other}", fake)  # type: ignore[arg-type]
     return fake
 
@@ -97,6 +107,32 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
                 ("mnist", "dense", None, Path("runs/mnist-dense"), None, "cpu", 0, "cpu", None, Path("d"), ()),
             ),
         ),
+        (
+            "run flows --preset smoke --data f --label l --ignore a,b c --classes two --seeds 2",
+            (
+                "run_flows",
+                (
+                    Path("runs/flows"),
+                    "smoke",
+                    2,
+                    0,
+                    "cpu",
+                    Path("f"),
+                    "l",
+                    None,
+                    ("a", "b", "c"),
+                    "",
+                    True,
+                    0.01,
+                    None,
+                    (),
+                ),
+            ),
+        ),
+        ("export r --to c --out d", ("export_model", (Path("r"), "c", Path("d")))),
+        ("watch f --model m --out o", ("watch", (Path("m"), Path("f"), Path("o"), False, None, sys.stdout))),
+        ("audit verify f --key-env K", ("check_log", (Path("f"), "K"))),
+        ("audit replay f --model m", ("check_replay", (Path("f"), Path("m")))),
         (
             "why r --circuit c --input a,b --answer 4 --html h.html",
             ("why_run", (Path("r"), "c", "a,b", None, "4", None, 10, Path("h.html"), True)),

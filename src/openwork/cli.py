@@ -25,7 +25,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, U
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from openwork import __version__
-from openwork.errors import OpenworkError, UsageError, several, unknown
+from openwork.errors import OpenworkError, RunError, UsageError, several, unknown
 from openwork.llm_options import LLMOptions
 from openwork.progress import Progress
 
@@ -41,10 +41,12 @@ EXAMPLES = {
     "modules": "openwork modules runs/a",
     "explain": "openwork explain runs/a --circuit single_double_quote",
     "bench": "openwork bench planted --methods auto,acdc --json",
-    "export": "openwork export runs/a --circuit single_double_quote-acdc_components --to eap-ig --out circuit.json",
     "decompile": "openwork decompile runs/a --circuit single_double_quote --out quotes.py",
+    "export": "openwork export runs/flows --to c --out detector",
     "import": "openwork import runs/a --file circuit.json --task single_double_quote",
     "why": "openwork why runs/a --circuit single_double_quote --example 0 --html why.html",
+    "watch": "openwork watch conn.log --model runs/flows --out alerts.jsonl --follow",
+    "audit": "openwork audit verify alerts.jsonl",
     "show": "openwork show runs/a",
     "view": "openwork view runs/a",
 }
@@ -116,6 +118,23 @@ class RunOptions(TrainingOptions):
     workers: int | None = Field(
         default=None, ge=1, description="Processes to use; by default as many as there are cores free."
     )
+    data: Path | None = Field(
+        default=None, description="flows: your flow log (CSV, Parquet, Zeek conn.log), or NSL-KDD's folder; by default "
+        "generated flows.",
+    )  # fmt: skip
+    label: str | None = Field(default=None, description="flows: column of --data with the class of each flow.")
+    test: Path | None = Field(default=None, description="flows: a second log with the same columns, to test on.")
+    ignore: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = Field(
+        default=(), description="flows: columns that the detector may not use, as a,b,c or a b c."
+    )
+    normal: str = Field(default="", description="flows: the label without attack, where it cannot be told.")
+    classes: Literal["all", "two"] = Field(
+        default="all", description="flows: tell every attack apart, or only attacks from normal flows."
+    )
+    false_alarms: float = Field(
+        default=0.01, gt=0, lt=1, description="flows: share of normal flows that may be alerts."
+    )
+    seeds: int = Field(default=3, ge=1, description="flows: how many seeds every model is trained with.")
 
 
 class TrainOptions(TrainingOptions):
@@ -291,11 +310,15 @@ class WhyOptions(Options):
 class ExportOptions(Options):
     """openwork export"""
 
-    circuit: str = Field(description="Name of the circuit, or of its task when only one method has been used.")
-    to: Literal["eap-ig", "attribution-graph"] = Field(
-        description="The JSON of EAP-IG and MIB (heads and MLPs), or that of viewers of attribution graphs."
-    )
-    out: Path = Field(description="File to write.")
+    circuit: str | None = Field(
+        default=None, description="eap-ig, attribution-graph: name of the circuit, or of its task when only one method "
+        "has been used.",
+    )  # fmt: skip
+    to: Literal["c", "c-int8", "onnx", "npz", "torch", "eap-ig", "attribution-graph"] = Field(
+        description="A perceptron as C99 (c-int8: with weights of one byte), ONNX, NumPy arrays or a model folder; a "
+        "circuit as the JSON of EAP-IG and MIB (heads and MLPs), or that of viewers of attribution graphs."
+    )  # fmt: skip
+    out: Path = Field(description="File to write; of a perceptron, the folder.")
     example: int = Field(default=0, ge=0, description="Example of the explain split that an attribution graph shows.")
 
 
@@ -334,6 +357,27 @@ class ImportOptions(Options):
     )
 
 
+class WatchOptions(Options):
+    """openwork watch"""
+
+    model: Path = Field(description="Folder of openwork run flows, or of one of its detectors.")
+    out: Path | None = Field(
+        default=None, description="File for the alerts, in a chain that can be verified; a stopped watch goes on from "
+        "it. Without it alerts go to stdout.",
+    )  # fmt: skip
+    follow: bool = Field(default=False, description="Wait for more at the end of the file, also after its rotation.")
+    key_env: str | None = Field(
+        default=None, description="Environment variable with a key: only who has it can write a chain that verifies."
+    )
+
+
+class AuditOptions(Options):
+    """openwork audit"""
+
+    model: Path | None = Field(default=None, description="replay: the detector that wrote the log.")
+    key_env: str | None = Field(default=None, description="verify: environment variable with the chain's key.")
+
+
 # -- the commands ----------------------------------------------------------------------------------------------------
 
 app = App(
@@ -356,20 +400,36 @@ LLMFlags = Parameter("*", name_transform=lambda field: "llm-" + field.replace("_
 
 
 @command
-def run(what: Literal["quotes", "digits"], /, *, options: Annotated[RunOptions, Flat] = RunOptions()) -> None:
+def run(what: Literal["quotes", "digits", "flows"], /, *, options: Annotated[RunOptions, Flat] = RunOptions()) -> None:
     """Everything in order: data, training, circuits, checks, page. Skips what is done, resumes what was stopped."""
     out = options.out or Path("runs") / what
     device, corpus, tasks = options.device_name(), options.corpus, options.tasks
-    if what == "digits":
+    if what in ("digits", "flows"):
         given = [flag for flag, value in (("--corpus", corpus), ("--tasks", tasks)) if value is not None]
         if given:
             raise UsageError(
-                f"openwork run digits takes no {' and no '.join(given)}: it brings its own data and tasks."
+                f"openwork run {what} takes no {' and no '.join(given)}: it brings its own data and tasks."
             )
+
+    own = {
+        "--data": options.data, "--label": options.label, "--test": options.test, "--ignore": options.ignore,
+        "--normal": options.normal,
+    }  # fmt: skip
+    given = [flag for flag, value in own.items() if value] if what != "flows" else []
+    if given:
+        raise UsageError(f"{' and '.join(given)}: only openwork run flows takes these.")
 
     def body(progress: Progress) -> Result:
         from openwork import bench
 
+        if what == "flows":
+            from openwork.intrusion import run_flows
+
+            o = options
+            return run_flows(
+                out, o.preset, o.seeds, o.seed, device, o.data, o.label, o.test, listed(o.ignore), o.normal,
+                o.classes == "two", o.false_alarms, o.workers, o.settings, progress,
+            )  # fmt: skip
         if what == "digits":
             return bench.run_digits(
                 out, options.preset, options.seed, device, options.workers, options.settings, progress
@@ -500,12 +560,21 @@ def bench(what: Literal["planted"], /, *, options: Annotated[BenchOptions, Flat]
 
 @command
 def export(run: Run, /, *, options: Annotated[ExportOptions, Flat]) -> None:
-    """Write a circuit in a file of another program's format."""
+    """Write a trained perceptron for another machine, or a circuit in a file of another program's format."""
+    o = options
+    of_circuit = o.to in ("eap-ig", "attribution-graph")
+    if of_circuit != (o.circuit is not None):
+        needs = "needs --circuit NAME" if of_circuit else "ships the whole model: leave --circuit out"
+        raise UsageError(f"--to {o.to} {needs}.")
 
     def body(_progress: Progress) -> Result:
+        if o.circuit is None:
+            from openwork.shipping import export_model
+
+            return export_model(run, o.to, o.out)
         from openwork.transfer import export_circuit
 
-        return export_circuit(run, options.circuit, options.to, options.out, options.example)
+        return export_circuit(run, o.circuit, o.to, o.out, o.example)
 
     execute(body, options)
 
@@ -561,6 +630,45 @@ def why(run: Run, /, *, options: Annotated[WhyOptions, Flat]) -> None:
 
 
 @command
+def watch(file: Path | None = None, /, *, options: Annotated[WatchOptions, Flat]) -> None:
+    """Judge flows as they come, from a log or standard input: one line per alert, with the reason for it."""
+    o, to = options, sys.stdout
+    if o.as_json and o.out is None:
+        raise UsageError("--json prints one object at the end, where alerts go without --out; give --out FILE.")
+
+    def body(progress: Progress) -> Result:
+        from openwork.watch import watch
+
+        result = watch(o.model, file, o.out, o.follow, o.key_env, progress, to)
+        if o.out is None:
+            print(", ".join(f"{k}: {v}" for k, v in result.items()), file=sys.stderr)
+        return result
+
+    execute(body, options, shown=o.out is not None)
+
+
+@command
+def audit(
+    what: Literal["verify", "replay"], log: Path, /, *, options: Annotated[AuditOptions, Flat] = AuditOptions()
+) -> None:
+    """Check that no line of a log of alerts was changed, removed or moved; or compute every alert anew and compare."""
+    o = options
+    if (what == "replay") != (o.model is not None):
+        raise UsageError("openwork audit replay needs --model, and openwork audit verify takes none.")
+
+    def body(_progress: Progress) -> Result:
+        if o.model is None:
+            from openwork.audit import check_log
+
+            return check_log(log, o.key_env)
+        from openwork.watch import check_replay
+
+        return check_replay(log, o.model)
+
+    execute(body, options)
+
+
+@command
 def show(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
     """Print what a run holds: its model, circuits and evidence."""
 
@@ -584,18 +692,24 @@ def view(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
     execute(body, options)
 
 
-def execute(body: Callable[[Progress], Result], options: Options) -> None:
-    """Runs a command's body and prints its result; what the body itself prints goes to stderr."""
+def execute(body: Callable[[Progress], Result], options: Options, shown: bool = True) -> None:
+    """Runs a command's body and prints its result; what the body itself prints goes to stderr.
+
+    A result that says what `failed` is printed all the same, and then raised as a RunError.
+    """
     from openwork import threads  # noqa: F401  before torch, which reads its thread settings once
 
     with contextlib.redirect_stdout(sys.stderr), Progress() as progress:
         result = body(progress)
     from openwork import files, tables
 
+    failed = result.pop("failed", None)
     if options.as_json:
         print(json.dumps(files.plain(result), allow_nan=False))
-    else:
+    elif shown:
         tables.show_result(result)
+    if failed:
+        raise RunError(failed)
 
 
 # -- YAML ------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Preset(BaseModel):
     examples        examples per split of a task; batch: sequences (or images) per training step
     n_null          random draws behind every null; windows: text windows the page takes contexts from
     tasks           tasks to run; empty means all
+    generated       rows to generate where the user brings no data (flows)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class Preset(BaseModel):
     n_null: int = 100
     windows: int = 64
     tasks: tuple[str, ...] = ()
+    generated: int = 0
 
     def corpus_for(self, source: Path | None) -> CorpusSettings:
         """The corpus settings, with the user's own files as source where given."""
@@ -165,6 +167,21 @@ DIGITS: dict[str, Preset] = {
         tasks=("digits", *PAIRS),
     )
     for name, steps, search, draws in (("cpu", 2500, 300, 100), ("gpu", 2500, 300, 100), ("smoke", 600, 60, 19))
+}
+
+FLOWS: dict[str, Preset] = {  # inputs and outputs are those of the flows
+    name: Preset(
+        model={"kind": "mlp", "inputs": 1, "hidden": (64, 64), "outputs": 2},
+        sparse={"steps": steps, "lr": 1e-2},
+        dense={"steps": steps, "lr": 3e-3},
+        topk={"density": 0.03},
+        batch=256,
+        examples=512 if name != "smoke" else 128,
+        n_null=19 if name == "smoke" else 100,
+        generated=rows,
+        tasks=("attack",) if name == "smoke" else (),
+    )
+    for name, steps, rows in (("cpu", 4000, 100_000), ("gpu", 8000, 100_000), ("smoke", 400, 20_000))
 }
 
 LENET_5: Settings = {  # Caffe's
@@ -282,5 +299,6 @@ SMALL: dict[str, dict[str, Preset]] = {
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Preset]] = {  # by subject
-    "python": QUOTES, "patterns": PATTERNS, "digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, **SMALL,
+    "python": QUOTES, "patterns": PATTERNS, "digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, "flows": FLOWS,
+    **SMALL,
 }  # fmt: skip

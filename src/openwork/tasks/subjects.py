@@ -17,6 +17,9 @@ from openwork.errors import UsageError, unknown
 from openwork.tasks.algorithmic import OPERATIONS, OperationData, make_operation_task, operation
 from openwork.tasks.cifar import CIFAR_TASKS, CifarData, make_cifar_task
 from openwork.tasks.corpus import Corpus, LanguageData, load_corpus
+from openwork.tasks.flows.flows import FlowData, flow_tasks, make_flow_task
+from openwork.tasks.flows.prepared import Prepared
+from openwork.tasks.flows.schema import ATTACK
 from openwork.tasks.image_files import ImageFileData
 from openwork.tasks.images import DIGIT_TASKS, digits_data, make_digit_task
 from openwork.tasks.jsonl import read_jsonl_task
@@ -242,6 +245,28 @@ class MoonSubject(OwnDataSubject):
         return MoonData()
 
 
+class FlowSubject(OwnDataSubject):
+    """Network flows that were prepared in a folder."""
+
+    name = "flows"
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "prepared.json").exists():
+            raise UsageError(f"{folder} holds no prepared flows; openwork run flows prepares them.")
+        self.prepared = Prepared(folder)
+
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(flow_tasks(self.prepared.schema))
+
+    def task(self, name: str, n: int) -> Task:
+        if name.endswith(".jsonl"):
+            raise UsageError("a JSONL task is a task about text; this run was trained on flows.")
+        return make_flow_task(name, self.prepared, n)
+
+    def training_data(self, batch: int, seed: int) -> FlowData:
+        return FlowData(self.prepared, seed, batch)
+
+
 class RegressionSubject(OwnDataSubject):
     """A formula, or the regression of an example in the context; values are told, not chosen, so it has no tasks."""
 
@@ -267,14 +292,15 @@ class SubjectKind:
 
     made_of   what its examples are, as the end of a sentence
     tasks     name -> what is asked; none where there are no answers to choose from
-    data      "": it brings its own; "corpus": a corpus is built for it; "folder": the user names a folder of files
+    data      "": it brings its own; "corpus": a corpus is built for it; "folder": the user names a folder of files;
+              "flows": a flow log is prepared for it
     opener    the subject, from the folder of its data and the length of a model's context
     batches   whether a training step sees some of the data; if not, it sees all
     """
 
     made_of: str
     tasks: Mapping[str, str]
-    data: Literal["", "corpus", "folder"]
+    data: Literal["", "corpus", "folder", "flows"]
     opener: Callable[[Path, int], Subject]
     batches: bool = True
 
@@ -287,6 +313,10 @@ def _image_files(
 
 def _operation(name: str) -> Callable[[Path, int], Subject]:
     return lambda _data, n_ctx: OperationSubject(name, n_ctx)
+
+
+def _flows(data: Path, _n_ctx: int) -> Subject:
+    return FlowSubject(data)
 
 
 def _regression(name: str) -> Callable[[Path, int], Subject]:
@@ -302,6 +332,7 @@ SUBJECTS: dict[str, SubjectKind] = {
     **{
         name: SubjectKind("pairs of elements", {name: of.says}, "", _operation(name)) for name, of in OPERATIONS.items()
     },
+    "flows": SubjectKind("network flows", {ATTACK: "tell attacks from normal flows"}, "flows", _flows),
     "two_moons": SubjectKind("points", MOON_TASKS, "", lambda _data, _n_ctx: MoonSubject(), batches=False),
     **{name: SubjectKind("numbers", {}, "", _regression(name), batches=False) for name in FORMULAS},
     IN_CONTEXT: SubjectKind("numbers", {}, "", _regression(IN_CONTEXT)),
