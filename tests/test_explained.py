@@ -274,7 +274,10 @@ def test_nulls_are_random_parts_in_the_whole_model_and_circuits_alone(run: Path)
     assert np.allclose(null.activity[:n], whole.activity, atol=1e-5)
     for k, t in enumerate(null.topics[:n]):
         measured = t.kind == "module" or t.nodes[0][0] == "hidden1"
-        assert np.allclose(null.damage[k], whole.damage[k] if measured else 0.0, atol=1e-5)
+        if measured:
+            assert np.allclose(null.damage[k], whole.damage[k], atol=1e-5)
+        else:
+            assert np.isnan(null.damage[k]).all()
     nodes = {s: torch.zeros_like(m) if s.startswith("hidden") else m for s, m in circuit.nodes.items()}
     for site, i in drawn[-1].nodes:
         nodes[site][i] = True
