@@ -407,11 +407,13 @@ def _result(
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean, and its t interval over three or more seeds."""
+    """The mean, and its t interval over three or more seeds; that of shares stays between 0 and 1."""
     mean = float(np.mean(values))
     if len(values) < 3 or max(values) == min(values):
         return f"{mean:.4g}"
     low, high = stats.t_interval(values)
+    if 0 <= min(values) and max(values) <= 1:
+        low, high = max(0.0, low), min(1.0, high)
     return f"{mean:.4g} ({low:.4g} to {high:.4g})"
 
 
