@@ -49,6 +49,7 @@ from openwork.workers import Job, map_jobs
 
 Record = dict[str, Any]
 
+VERSION = 2  # of what is measured
 NETWORKS = ("sparse", "dense")
 ROWS = 200_000  # training rows that rivals get at most
 ALERTS = 400  # alerts whose reasons are put to the test
@@ -187,7 +188,7 @@ def judge_detector(at: Path) -> Record:
     d = load_detector(at)
     run = open_run(at)
     prepared = Prepared(run.path / run.settings["data"])
-    key = key_of(d.digest, prepared.facts["rows"])
+    key = key_of(d.digest, prepared.facts["rows"], VERSION)
     if (have := done(at / "detector", key)) is not None:
         return have
     kind = "sparse" if "topk" in run.settings["regimes"] else "dense"
@@ -214,7 +215,7 @@ def judge_rival(out: Path, name: str, seed: int, budget: float) -> Record:
     """Trains a rival and gives its figures on the same flows (a job)."""
     at = out / "rivals" / f"{name}-{seed}.json"
     prepared = Prepared(out / "data")
-    key = key_of(name, seed, budget, prepared.facts, prepared.schema.digest())
+    key = key_of(name, seed, budget, prepared.facts, prepared.schema.digest(), VERSION)
     if at.exists() and store.read_json(at).get("key") == key:
         return store.read_json(at)
     rows = np.linspace(0, prepared.rows("train") - 1, min(prepared.rows("train"), ROWS)).astype(int)
@@ -306,7 +307,8 @@ def test_reasons(
 
     fidelity      share of the alerts that are none any more once the RESET columns told first have the typical flow's
                   values; fidelity_null: the same with as many columns drawn at random
-    rule_first    of generated flows, share of the alerts whose first reason is a column of the rule that was planted
+    rule_first    of generated flows, share of the alerts whose first reason is a column of the rule that was planted,
+                  or one that says the same (`generated.SAME`)
     """
     found = decision.decide(logits(x))
     alerts = np.flatnonzero((found > 0) & (found == labels))
@@ -331,7 +333,7 @@ def test_reasons(
     names = [c.name for c in d.schema.columns]
     if set(d.schema.classes[1:]) == set(generated.RULES):
         hits = [
-            names[int(f[0])] in generated.RULES[d.schema.classes[int(c)]].columns
+            generated.SAME.get(names[int(f[0])], names[int(f[0])]) in generated.RULES[d.schema.classes[int(c)]].columns
             for f, c in zip(first, classes, strict=True)
         ]
         out |= {"rule_first": float(np.mean(hits)), "rule_first_interval": list(stats.wilson(sum(hits), len(hits)))}

@@ -57,6 +57,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "beacon": Rule(("gap_spread", "size_spread"), "gaps and sizes that differ by less than 3 %", 0.02),
 }
+SAME = {"id.resp_p": "service"}  # columns that say what another says: of generated flows, the port names the service
 NEAR = 0.1  # share of normal flows in which all conditions of a rule but one hold
 
 
@@ -178,4 +179,4 @@ def _unmake(b: dict[str, np.ndarray], rule: str, some: np.ndarray, spare: tuple[
     b[column][some] = value
 
 
-__all__ = ["LABEL", "RULES", "Generated", "Rule", "holds"]
+__all__ = ["LABEL", "RULES", "SAME", "Generated", "Rule", "holds"]
