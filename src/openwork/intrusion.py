@@ -414,7 +414,7 @@ def spread(values: Sequence[float]) -> str:
     if len(values) < 3 or max(values) == min(values):
         return f"{mean:.4g}"
     low, high = stats.t_interval(values)
-    if 0 <= min(values) and max(values) <= 1:
+    if min(values) >= 0 and max(values) <= 1:
         low, high = max(0.0, low), min(1.0, high)
     return f"{mean:.4g} ({low:.4g} to {high:.4g})"
 
