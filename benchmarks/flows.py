@@ -35,7 +35,7 @@ def main() -> None:
     asked = parser.parse_args()
     parts = [
         "# Results: detectors of intrusions beside their rivals",
-        f"Made by `python benchmarks/flows.py {' '.join(p.name for p in asked.runs)}` from runs of "
+        f"Made by `python benchmarks/flows.py {' '.join(map(str, asked.runs))}` from runs of "
         "`openwork run flows`. Means of the seeds, with the 95 % t interval where there are three. Thresholds were set "
         "on the discover split for the budget of false alarms that is named; no figure is of a split that anything was "
         "chosen on. What the columns mean stands in [flows](../flows.md).",
