@@ -514,6 +514,8 @@ def test_a_circuit_becomes_a_file_that_runs_and_its_explanation(planted: Path, t
     assert json.loads(by_hand.stdout) == "2"
     floors = [row["floor"] for row in told["curve"]]
     assert floors == sorted(floors, reverse=True) and len(floors) >= 3
+    for row in told["curve"]:
+        assert row["discover_circuit"] >= row["pool"] >= row["floor"]  # the discover split is a part of the pool
     run_ = runs.open_run(planted)
     (explanation,) = store.load_circuit(planted / "circuits" / "task-planted", run_.digest).explanations
     assert explanation.program == text and len(explanation.evidence) == 4

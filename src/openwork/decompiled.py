@@ -207,12 +207,12 @@ def _made_before(folder: Path, key: str) -> dict[str, Any]:
 
 
 def _row(asked: _Asked, floor: float, program: Program, exact: Program, pool: Pool) -> Result:
-    """How long a program is and how well it agrees: on what it was made on, and on the two other splits."""
+    """How long a program is and how well it agrees: on what it was made on, and on every split of the three."""
     size = programs.size(program)
     row: Result = {"floor": floor, "lines": emit_python(program, ["."]).count("\n")}
     row |= {"steps": size.steps, "constants": size.constants, "tokens": size.tokens}
     row["pool"] = Judge(exact, pool).share(programs.Trace(program, pool.tokens, pool.at))
-    for name in ("verify", "ood"):
+    for name in ("discover", "verify", "ood"):
         split = asked.task.splits.get(name)
         if split is not None and len(split):
             mine = programs.decisions(programs.run(program, *(x.numpy() for x in split.inputs)))
