@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from openwork import patching, stats, store
-from openwork.circuit import FAILS, HOLDS, UNDECIDED, Circuit, Evidence, Explanation
+from openwork import patching, store
+from openwork.circuit import Circuit, Evidence, Explanation
 from openwork.errors import RunError, UsageError
 from openwork.explain import program as programs
+from openwork.explain.decided import evidence_of
 from openwork.explain.emit_c import emit_c
 from openwork.explain.emit_python import emit_python, quoted
 from openwork.explain.lower_transformer import lower_transformer
@@ -268,49 +269,18 @@ def _tested(asked: _Asked, file: Path, floor: float) -> list[Evidence]:
         shares = (circuit == model, mine == right, circuit == right, model == right)
         details = {k: float(x.mean()) for k, x in zip(DETAILS, shares, strict=True)}
         for what, theirs, wanted in (("circuit", circuit, floor), ("model", model, AS_MODEL)):
-            out.append(_agreement(name, what, mine, theirs, wanted, split, seconds, details))
+            out.append(_agreement(what, mine, theirs, wanted, split, seconds, details))
     return out
 
 
 def _agreement(
-    split_name: str, what: str, mine: Ids, theirs: Ids, wanted: float, split: Split, seconds: float,
-    details: Mapping[str, float],
-) -> Evidence:  # fmt: skip
-    """That the program decides as the circuit (or the model) does.
-
-    holds            the share of equal decisions reaches what was wanted, and p <= 0.05
-    fails            the upper end of its 95 % interval (Wilson, over pairs) does not, or p > 0.05
-    too little data  in between
-    null             always the decision that is commoner there; p is binomial, on one example of every pair
-    """
-    same = mine == theirs
-    clusters = stats.pair_clusters(split.pair.numpy())
-    m, value = len(np.unique(clusters)), float(same.mean())
-    interval = stats.wilson(value * m, m)
-    chance = float(np.bincount(theirs).max() / len(theirs))
-    one = stats.one_per_cluster(clusters)
-    p = stats.binomial_p(int(same[one].sum()), len(one), chance) if chance < 1 else 1.0
-    met = value >= wanted and (p <= 0.05 or chance == 1)
-    verdict = HOLDS if met else FAILS if interval[1] < wanted or (p > 0.05 and chance < 1) else UNDECIDED
-    own = details["circuit_as_model"]
-    beyond = f"; the circuit itself decides as the model on {own:.1%}" if what == "model" else ""
-    return Evidence(
-        claim=f"program_decides_as_{what}" + ("" if split_name == "verify" else f"_{split_name}"),
-        verdict=verdict,
-        sentence=f"As a file of its own the program decides as the {what} does on {value:.1%} of {len(mine)} examples "
-        f"of the {split_name} split (95 % {interval[0]:.1%} to {interval[1]:.1%}; wanted {wanted:.0%}){beyond}.",
-        value=value,
-        unit="share of decisions",
-        interval=interval,
-        null="always the decision that is commoner there",
-        null_value=chance,
-        p=p,
-        n=len(mine),
-        split=split_name,
-        seed=0,
-        seconds=seconds,
-        details=dict(details),
-    )
+    what: str, mine: Ids, theirs: Ids, wanted: float, split: Split, seconds: float, details: Mapping[str, float]
+) -> Evidence:
+    """That the program decides as the circuit (or the model) does (see `decided.evidence_of`), with the circuit's own
+    agreement beside it."""
+    e = evidence_of("program", what, mine, theirs, wanted, split, seconds)
+    own = f"; the circuit itself decides as the model on {details['circuit_as_model']:.1%}." if what == "model" else "."
+    return replace(e, sentence=e.sentence.removesuffix(".") + own, details=dict(details))
 
 
 def _head(asked: _Asked, evidence: Sequence[Evidence]) -> list[str]:
