@@ -1,8 +1,9 @@
 # Every target works on a fresh machine that has Python 3.11 or newer and can reach PyPI.
 PYTHON ?= python3
 BIN := .venv/bin
+ARM_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi libnewlib-dev gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user
 
-.PHONY: setup test lint format demo smoke docs results browser clean
+.PHONY: setup test lint format demo smoke docs results browser arm clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.stamp  ## .venv with the command .venv/bin/openwork
@@ -49,6 +50,19 @@ browser:  ## Chromium, with which the tests look at a page as a user would
 	  sudo apt-get update -q && sudo apt-get install -q -y --no-install-recommends chromium; \
 	else \
 	  echo "not root and no sudo without a password: run 'sudo apt-get install chromium', or the browser tests are skipped"; exit 1; \
+	fi
+
+arm:  ## compilers for ARM and an emulator, with which exported C is measured and run for small machines
+	@if command -v arm-none-eabi-gcc >/dev/null && command -v arm-linux-gnueabihf-gcc >/dev/null && command -v qemu-arm >/dev/null; then \
+	  echo "the compilers and the emulator are installed"; \
+	elif ! command -v apt-get >/dev/null; then \
+	  echo "no apt-get here: install arm-none-eabi-gcc, arm-linux-gnueabihf-gcc and qemu-arm by hand, or the ARM tests are skipped"; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -q && apt-get install -q -y --no-install-recommends $(ARM_PACKAGES); \
+	elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then \
+	  sudo apt-get update -q && sudo apt-get install -q -y --no-install-recommends $(ARM_PACKAGES); \
+	else \
+	  echo "not root and no sudo without a password: run 'sudo apt-get install $(ARM_PACKAGES)', or the ARM tests are skipped"; exit 1; \
 	fi
 
 clean:  ## what the other targets made, runs excepted

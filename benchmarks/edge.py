@@ -7,6 +7,10 @@ medians of CPU time are given; ratios tell more than times on a machine that oth
 beforehand and called through ctypes: row by row from a loop in C over changing rows, as a program on a router would
 call it. onnxruntime is called row by row from Python, as its users call it; that costs it a few microseconds a row, so
 the time of an empty graph is given beside it.
+
+With `make arm`, bytes are those of Cortex-M4 and M0 too, and the C is compiled for Cortex-A and executed by qemu; that
+says what it computes there, not how fast. What weights of one byte cost is told on the whole verify split, which
+neither training nor the threshold has seen.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from openwork.export import Parts, to_c, to_onnx
 from openwork.export.sparse import load_layer
 from openwork.files import write_text
 from openwork.runs import open_run
-from openwork.shipping import parts_of
+from openwork.shipping import ARM, flash_and_ram, has_arm, parts_of, run_c
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "edge.md"
 ROWS = 1_024
@@ -59,8 +63,10 @@ def main() -> None:
     x = data.prepared.features("verify", np.linspace(0, n - 1, ROWS).astype(int))
     with tempfile.TemporaryDirectory() as temp:
         detector = detectors(parts, x, asked.rounds, Path(temp))
+        small = machines(parts, x, Path(temp))
+        bytes_cost = rounded(parts, data, Path(temp)) if parts.decision is not None else None
     layers = [layer(density, asked.rounds) for density in (0.01, 0.001)]
-    write_text(asked.page, page(parts, detector, layers, asked.rounds))
+    write_text(asked.page, page(asked.run.name, parts, detector, layers, asked.rounds, small, bytes_cost))
     print(asked.page)
 
 
@@ -135,6 +141,44 @@ def detectors(parts: Parts, x: np.ndarray, rounds: int, temp: Path) -> dict[str,
     return result
 
 
+def machines(parts: Parts, x: np.ndarray, temp: Path) -> dict[str, Any]:
+    """Bytes of the exported C per format, and how far its outputs on Cortex-A are from those here."""
+    out: dict[str, Any] = {}
+    for name in ("c", "c-int8"):
+        at = temp / f"{name}.c"
+        at.write_text(to_c(parts, int8=name == "c-int8"))
+        out[name] = {"bytes": flash_and_ram(at)}
+        if has_arm():
+            here = run_c(at, parts, x, next(c for c in ("gcc", "cc") if shutil.which(c)))
+            there = run_c(at, parts, x, ARM[0], ARM[1], ARM[2])
+            out[name]["arm"] = float((np.abs(here - there) / np.maximum(1, np.abs(here))).max())
+    return out
+
+
+def rounded(parts: Parts, data: Any, temp: Path) -> dict[str, dict[str, float]]:
+    """Rates on the whole verify split of the C with weights of four bytes and of one."""
+    assert parts.decision is not None
+    prepared = data.prepared
+    n = prepared.rows("verify")
+    x, labels = prepared.features("verify", np.arange(n)), prepared.labels("verify")
+    compiler = next(c for c in ("gcc", "cc", "clang") if shutil.which(c))
+    out: dict[str, dict[str, float]] = {}
+    decided: dict[str, np.ndarray] = {}
+    for name in ("c", "c-int8"):
+        at = temp / f"whole-{name}.c"
+        at.write_text(to_c(parts, int8=name == "c-int8"))
+        logits = run_c(at, parts, x, compiler)
+        best, decided[name] = parts.decision.probabilities(logits).argmax(1), parts.decision.decide(logits)
+        out[name] = {
+            "n": n, "accuracy": float((best == labels).mean()),
+            "attack_accuracy": float(((best > 0) == (labels > 0)).mean()),
+            "detection_rate": float((decided[name][labels > 0] > 0).mean()),
+            "false_alarm_rate": float((decided[name][labels == 0] > 0).mean()),
+        }  # fmt: skip
+    out["c-int8"]["decided_otherwise"] = int((decided["c"] != decided["c-int8"]).sum())
+    return out
+
+
 def layer(density: float, rounds: int) -> dict[str, Any]:
     """Microseconds of a 2048 x 2048 layer, chosen kernel beside dense torch and onnxruntime, by batch size."""
     rng = np.random.default_rng(0)
@@ -169,12 +213,63 @@ def layer(density: float, rounds: int) -> dict[str, Any]:
     return out
 
 
-def page(parts: Parts, d: Mapping[str, Any], layers: list[dict[str, Any]], rounds: int) -> str:
+def small_machines(small: Mapping[str, Any], cost: Mapping[str, Mapping[str, float]] | None) -> list[str]:
+    """The sections about bytes, ARM, and weights of one byte."""
+    names = {"": "this machine", "cortex_m4_": "Cortex-M4", "cortex_m0_": "Cortex-M0"}
+    rows = [
+        f"| {'weights of one byte' if name == 'c-int8' else 'weights of four bytes'} | {machine} | "
+        f"{r['bytes'][f'{key}flash_bytes'] / 1024:.1f} | {r['bytes'][f'{key}ram_bytes']} |"
+        for name, r in small.items()
+        for key, machine in names.items()
+        if f"{key}flash_bytes" in r["bytes"]
+    ]
+    lines = [
+        "## Bytes",
+        "The whole judge, from a row's values to its class, compiled with -Os; the stack, and what is called of libm, "
+        "come on top; so does, on the M0, arithmetic with floats, for which it has no instructions.",
+        "| | machine | flash, KiB | RAM, bytes |\n|---|---|---|---|\n" + "\n".join(rows),
+    ]
+    if all("arm" in r for r in small.values()):
+        lines.append(
+            f"Compiled for Cortex-A (`{ARM[0]} {' '.join(ARM[1])}`) and executed by `{ARM[2][0]}` on {ROWS:,} held-out "
+            "rows, the outputs "
+            + " and ".join(
+                (f"differ from those here by at most {r['arm']:.1e}" if r["arm"] else "are those here, bit for bit")
+                + f" ({name})"
+                for name, r in small.items()
+            )
+            + "; differences are relative to the larger of 1 and the output."
+        )
+    else:
+        lines.append("Nothing was compiled for ARM Cortex-A: run `make arm` first.")
+    if cost is not None:
+        head = ["accuracy", "attack_accuracy", "detection_rate", "false_alarm_rate"]
+        a, b = cost["c"], cost["c-int8"]
+        lines += [
+            "## Weights of one byte",
+            f"On all {int(a['n']):,} held-out flows (verify split), by the compiled C; calibration and threshold are "
+            f"those of the four-byte weights. {int(b['decided_otherwise']):,} flows are decided otherwise.",
+            "| weights | accuracy | attack or not | detected | false alarms |\n|---|---|---|---|---|\n"
+            + "\n".join(
+                f"| {words} | " + " | ".join(f"{100 * r[k]:.2f} %" for k in head) + " |"
+                for words, r in (("four bytes", a), ("one byte", b))
+            )
+            + "\n| difference, points | "
+            + " | ".join(f"{100 * (b[k] - a[k]):+.2f}" for k in head)
+            + " |",
+        ]
+    return lines
+
+
+def page(
+    name: str, parts: Parts, d: Mapping[str, Any], layers: list[dict[str, Any]], rounds: int, small: Mapping[str, Any],
+    cost: Mapping[str, Mapping[str, float]] | None,
+) -> str:  # fmt: skip
     """The page as Markdown."""
     lines = [
         "# Results: on the device",
-        "Made by `python benchmarks/edge.py RUN`, RUN made by `openwork run flows`. One thread, alternatives in turn, "
-        f"medians of {rounds} rounds; ratios are what to read. See [flows](../flows.md).",
+        f"Made by `python benchmarks/edge.py {name}` of a run of `openwork run flows`. One thread, alternatives "
+        f"in turn, medians of {rounds} rounds; ratios are what to read. See [flows](../flows.md).",
         "## A detector, from features to outputs",
         f"{' - '.join(map(str, parts.sizes))} nodes, {parts.nonzero} weights; {d['flash'] / 1024:.1f} KiB of code and "
         f"constants (gcc -Os). The outputs differ from onnxruntime's by at most {d['difference']:.1e}.",
@@ -185,6 +280,7 @@ def page(parts: Parts, d: Mapping[str, Any], layers: list[dict[str, Any]], round
         f"| exported C, batches of {ROWS:,} (`-DOPENWORK_MANY`) | {d['C_many']:.2f} | {d['C_many'] / d['C']:.2f} |\n"
         f"| onnxruntime, batches of {ROWS:,} | {d['ort_batch']:.2f} | "
         f"{d['ort_batch'] / d['C']:.1f} (**{d['ort_batch'] / d['C_many']:.1f}** times the C in batches) |",
+        *small_machines(small, cost),
         "## Sparse layers of 2048 x 2048",
         "The kernel is chosen by measurement when a layer is loaded (`openwork.export.sparse`).",
         "| density | batch | kernel | µs | dense torch, times | onnxruntime, times | largest difference |\n"

@@ -22,10 +22,11 @@ from openwork.errors import RunError, UsageError
 from openwork.export import FORMATS, Parts, compacted, read_npz, to_c, to_npz
 from openwork.export.c import UNROLLED, quantised
 from openwork.export.sparse import KERNELS, load_layer, load_network
-from openwork.shipping import STRICT, export_model, run_c
+from openwork.shipping import ARM, STRICT, export_model, flash_and_ram, has_arm, run_c
 from openwork.tasks.flows import generated
 from openwork.tasks.flows.decision import Decision
 from openwork.tasks.flows.schema import HUGE, Schema, learn
+from openwork.watch import Parser
 
 GCC = shutil.which("gcc") or shutil.which("cc")
 compiled = pytest.mark.skipif(GCC is None, reason="there is no C compiler")
@@ -231,6 +232,36 @@ def test_broken_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     assert judge("").returncode == 0
 
 
+CELLS = (
+    "0x10", "12 ", " 12", "1_000", "inf", "-inf", "infinity", "Inf", "nan", "NAN", "nan(1)", "1e5", "+5", ".5", "5.",
+    "1e999", "-1e999", "1e300", "-1e300", "1d5", "True", "T", " T", "F ", "TT", "1e", "--1", "1e-320", "0b1", "NULL",
+    "1.5f", " ", "\v3", "-0", "-", "", " -", "(empty)", "?",
+)  # fmt: skip
+
+
+@compiled
+@pytest.mark.parametrize("column", ["orig_bytes", "hour", "duration"])
+def test_an_odd_cell_is_read_as_the_watch_reads_it(tmp_path: Path, column: str) -> None:
+    pytest.importorskip("polars", reason="polars is not installed")
+    d, parts, _ = detector()
+    judge = program(parts, tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover")
+    usual = {c.name: c.values[0] if c.kind == "category" else f"{c.low:.6g}" for c in d.schema.used}
+    head = ",".join(usual) + "\n"
+    refused = 0
+    for cell in CELLS:
+        line = ",".join((usual | {column: cell}).values()) + "\n"
+        batch, n, bad = Parser(d).parse((head + line).encode(), True)
+        done = judge(head + line)
+        assert ("1 broken lines" in done.stderr) == (len(bad) == 1) == (n == 0), (cell, n, done)
+        refused += len(bad)
+        if n:
+            _, [score], _ = d.judge(batch)
+            assert float(done.stdout.split()[1]) == pytest.approx(score, abs=1e-5), cell
+    assert 10 < refused < len(CELLS) - 10
+    twice = ",".join([*usual, column]) + "\n"
+    assert judge(twice + ",".join(usual.values()) + ",1\n").returncode == 2
+
+
 @compiled
 @pytest.mark.slow
 def test_random_bytes_do_not_break_the_program(tmp_path: Path) -> None:
@@ -269,6 +300,53 @@ def test_the_onnx_file_judges_rows_as_the_detector_does() -> None:
     assert (named == classes)[~near].all()
     kept = json.loads(session.get_modelmeta().custom_metadata_map["openwork"])
     assert Schema.from_dict(kept["schema"]) == d.schema
+
+
+# -- ARM ---------------------------------------------------------------------------------------------------------------
+
+arm = pytest.mark.skipif(not has_arm(), reason="no compiler for ARM, or no qemu-arm: make arm")
+
+
+@arm
+@compiled
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("int8", [False, True])
+def test_arm_computes_what_this_machine_does(case: str, int8: bool, tmp_path: Path) -> None:
+    parts = CASES[case]
+    x = np.random.default_rng(9).normal(size=(100, len(parts.inputs))).astype(np.float32)
+    (tmp_path / "m.c").write_text(to_c(parts, int8))
+    here = run_c(tmp_path / "m.c", parts, x, str(GCC))
+    there = run_c(tmp_path / "m.c", parts, x, ARM[0], ARM[1], ARM[2])
+    assert (np.abs(here - there) / np.maximum(1, np.abs(here))).max() < 1e-5
+    assert np.abs(there).max() > 0
+
+
+@arm
+def test_a_log_is_judged_on_arm_as_by_the_detector(tmp_path: Path) -> None:
+    d, parts, rows = detector()
+    few = {k: v[:600] for k, v in rows.items()}
+    (tmp_path / "model.c").write_text(to_c(parts))
+    command = [ARM[0], *STRICT, *ARM[1], "-DOPENWORK_MAIN", str(tmp_path / "model.c"), "-o", str(tmp_path / "judge")]
+    subprocess.run([*command, "-lm"], check=True)
+    done = subprocess.run(
+        [*ARM[2], str(tmp_path / "judge")], input=log_of(few).encode(), capture_output=True, check=True
+    )
+    scores = [float(line.rsplit(b" ", 1)[1]) for line in done.stdout.splitlines()]
+    assert scores == pytest.approx(d.judge(few)[1], abs=1e-5) and done.stderr == b""
+
+
+@pytest.mark.skipif(not shutil.which("arm-none-eabi-gcc"), reason="no compiler for ARM Cortex-M: make arm")
+def test_bytes_are_told_for_small_machines(tmp_path: Path) -> None:
+    _, parts, _ = detector()
+    told = {}
+    for name, int8 in (("c", False), ("int8", True)):
+        (tmp_path / "m.c").write_text(to_c(parts, int8))
+        told[name] = flash_and_ram(tmp_path / "m.c")
+        for machine in ("cortex_m4_", "cortex_m0_"):
+            # at least the weights, at most what a small controller has
+            assert parts.nonzero * (1 if int8 else 4) < told[name][f"{machine}flash_bytes"] < 65_536
+            assert told[name][f"{machine}ram_bytes"] < 4_096
+    assert told["int8"]["cortex_m4_flash_bytes"] < told["c"]["cortex_m4_flash_bytes"]
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

@@ -146,6 +146,9 @@ def test_a_log_without_a_column_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "conn.log").write_text(HEADER.replace("\thour", "\tminute") + lines(1)[0])
     with pytest.raises(UsageError, match="no column hour"):
         watch(model, tmp_path / "conn.log", tmp_path / "a.jsonl")
+    (tmp_path / "conn.log").write_text(HEADER.replace("\thour", "\thour\thour") + lines(1)[0])
+    with pytest.raises(UsageError, match="hour more than once"):
+        watch(model, tmp_path / "conn.log", tmp_path / "a.jsonl")
     with pytest.raises(UsageError, match="#fields"):
         watch(model, None, None, to=io.StringIO(), pipe=io.BytesIO(b"#separator \\x09\n1\t2\n"))
 

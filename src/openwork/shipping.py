@@ -32,6 +32,7 @@ Record = dict[str, Any]
 TOLERANCE = 1e-5  # of outputs, relative to the larger of 1 and their size
 ROWS = 2_000  # held-out inputs that exports are compared on
 CC = ("cc", "gcc", "clang")
+ARM = "arm-linux-gnueabihf-gcc", ("-static",), ("qemu-arm",)  # compiler for Cortex-A, its flags, what executes it here
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O2")
 
 
@@ -181,8 +182,13 @@ int main(void) {
 """
 
 
-def run_c(at: Path, parts: Parts, x: np.ndarray, compiler: str, flags: tuple[str, ...] = ()) -> np.ndarray:
-    """Compiles a C export, warnings as errors, and gives its outputs [N, C] of features [N, F]."""
+def run_c(
+    at: Path, parts: Parts, x: np.ndarray, compiler: str, flags: tuple[str, ...] = (), by: tuple[str, ...] = ()
+) -> np.ndarray:
+    """Compiles a C export, warnings as errors, and gives its outputs [N, C] of features [N, F].
+
+    by  what executes the program where this machine does not, such as ("qemu-arm",)
+    """
     with tempfile.TemporaryDirectory() as temp:
         source, program = Path(temp) / "harness.c", Path(temp) / "harness"
         source.write_text(at.read_text() + HARNESS)
@@ -190,7 +196,9 @@ def run_c(at: Path, parts: Parts, x: np.ndarray, compiler: str, flags: tuple[str
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
             raise RunError(f"{compiler} refuses the exported C: {made.stderr.strip().splitlines()[0]}")
-        ran = subprocess.run([str(program)], input=x.astype(np.float32).tobytes(), capture_output=True, check=False)
+        ran = subprocess.run(
+            [*by, str(program)], input=x.astype(np.float32).tobytes(), capture_output=True, check=False
+        )
         if ran.returncode:
             raise RunError(f"the exported C ended with code {ran.returncode}: {ran.stderr.decode()[:300]}")
         return np.frombuffer(ran.stdout, np.float32).reshape(len(x), len(parts.outputs)).copy()
@@ -198,14 +206,14 @@ def run_c(at: Path, parts: Parts, x: np.ndarray, compiler: str, flags: tuple[str
 
 def flash_and_ram(at: Path) -> Record:
     """Bytes of code and constants (flash) and of variables (RAM without the stack) as `size` tells them of an object
-    file; for ARM Cortex-M4 too, where its compiler is there. Nothing where there is no compiler."""
+    file; for ARM Cortex-M4 and M0 too, where their compiler is there (`make arm`). What is called of libm and, on the
+    M0, of the arithmetic that it has no instructions for is not part of it. Nothing where there is no compiler."""
     out: Record = {}
+    bare = [c for c in ("arm-none-eabi-gcc",) if shutil.which(c)]
     machines = {
         "": ([c for c in CC if shutil.which(c)][:1], ()),
-        "cortex_m4_": (
-            ["arm-none-eabi-gcc"] if shutil.which("arm-none-eabi-gcc") else [],
-            ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
-        ),
+        "cortex_m4_": (bare, ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")),
+        "cortex_m0_": (bare, ("-mcpu=cortex-m0", "-mthumb")),
     }
     for name, (compilers, flags) in machines.items():
         if not compilers:
@@ -223,4 +231,9 @@ def flash_and_ram(at: Path) -> Record:
     return out
 
 
-__all__ = ["STRICT", "export_model", "flash_and_ram", "ort_on_features", "parts_of", "run_c"]
+def has_arm() -> bool:
+    """Whether programs for ARM Cortex-A can be compiled and executed here."""
+    return all(shutil.which(name) for name in (ARM[0], *ARM[2]))
+
+
+__all__ = ["ARM", "STRICT", "export_model", "flash_and_ram", "has_arm", "ort_on_features", "parts_of", "run_c"]

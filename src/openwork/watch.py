@@ -79,6 +79,10 @@ class Parser:
                 f"{path or 'the input'} has no column {', '.join(gone)}, which the detector reads; "
                 f"it has {', '.join(self.names)}."
             )
+        wanted = self._wanted(self.names)
+        twice = sorted({n for n in wanted if wanted.count(n) > 1})
+        if twice:
+            raise UsageError(f"{path or 'the input'} names the column {', '.join(twice)} more than once; rename one.")
 
     def parse(self, data: bytes, begins: bool) -> tuple[Batch, int, list[bytes]]:
         """Columns of the good lines, how many those are, and the broken lines."""

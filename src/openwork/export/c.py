@@ -269,9 +269,7 @@ def _features(schema: Schema) -> str:
             told = f"{_number(c.centre)}, {_number(c.scale)}, {int(c.spread)}"
             lines.append(f"    x[{at}] = openwork_scaled(flow->value[{i}], {told});")
             if c.missing:
-                lines.append(
-                    f"    x[{at + 1}] = (float)flow->value[{i}] - (float)flow->value[{i}] == 0.0 ? 0.0f : 1.0f;"
-                )
+                lines.append(f"    x[{at + 1}] = flow->value[{i}] - flow->value[{i}] == 0.0 ? 0.0f : 1.0f;")
         else:
             n = len(c.values)
             lines.append(
@@ -374,6 +372,7 @@ static int openwork_split(char *line, char **field) {
 static int openwork_value(int column, const char *text, double *value) {
     static const char *const missing[@MANY@] = {@MISSING@};
     static const char category[OPENWORK_COLUMNS] = {@KINDS@};
+    static const char blanks[] = " \t\r\n\v\f";
     int gone = 0;
     for (int k = 0; k < @MANY@; k++) gone = gone || strcmp(text, missing[k]) == 0;
     if (category[column]) {
@@ -381,10 +380,15 @@ static int openwork_value(int column, const char *text, double *value) {
         return 1;
     }
     if (gone) { *value = NAN; return 1; }
-    if (strcmp(text, "T") == 0 || strcmp(text, "F") == 0) { *value = text[0] == 'T'; return 1; }
+    text += strspn(text, blanks);
+    if ((text[0] == 'T' || text[0] == 'F') && text[1 + strspn(text + 1, blanks)] == '\0') {
+        *value = text[0] == 'T';
+        return 1;
+    }
+    if (strpbrk(text, "xX(")) return 0; /* strtod knows hexadecimals and nan(...), flow logs do not */
     char *end;
     *value = strtod(text, &end);
-    return end != text && *end == '\0';
+    return end != text && end[strspn(end, blanks)] == '\0';
 }
 
 /* One line of a log; place[column] is the field that holds it, fields how many a line has. 0 for a broken line. */
@@ -396,14 +400,17 @@ static int openwork_parse(char *line, const int *place, int fields, openwork_flo
     return 1;
 }
 
-/* The fields that hold the columns, as the header line names them. Returns how many fields there are, or -1. */
+/* The fields that hold the columns, as the header line names them, each once. Returns how many there are, or -1. */
 static int openwork_header(char *line, int *place) {
     char *field[OPENWORK_FIELDS];
     int n = openwork_split(line, field);
     for (int c = 0; c < OPENWORK_COLUMNS; c++) {
         place[c] = -1;
         for (int k = 0; k < n; k++)
-            if (strcmp(field[k], openwork_column[c]) == 0) place[c] = k;
+            if (strcmp(field[k], openwork_column[c]) == 0) {
+                if (place[c] >= 0) return -1;
+                place[c] = k;
+            }
         if (place[c] < 0) return -1;
     }
     return n;
@@ -426,7 +433,10 @@ int main(void) {
         if (!n) continue;
         if (!fields) {
             fields = openwork_header(line, place);
-            if (fields < 0) { fputs("the header line does not name every column that is needed\n", stderr); return 2; }
+            if (fields < 0) {
+                fputs("the header line does not name every column that is needed, once\n", stderr);
+                return 2;
+            }
             continue;
         }
         openwork_flow flow;
