@@ -59,6 +59,7 @@ FLOORS = {
         "intrusion",
         "shipping",
         "watch",
+        "reporting",
         "cli",
         "__main__",
     },

@@ -63,6 +63,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
         "shipping",
         "watch",
         "audit",
+        "reporting",
     ):
         monkeypatch.setitem(sys.modules, f"openwork.{other}", fake)  # type: ignore[arg-type]
     return fake
@@ -132,6 +133,10 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
         ("export r --to c --out d", ("export_model", (Path("r"), "c", Path("d")))),
         ("watch f --model m --out o", ("watch", (Path("m"), Path("f"), Path("o"), False, None, sys.stdout))),
         ("audit verify f --key-env K", ("check_log", (Path("f"), "K"))),
+        ("view r --log a.jsonl --alert 3", ("view_run", (Path("r"), Path("a.jsonl"), 3))),
+        ("report r", ("write_report", (Path("r"), Path("r/report.html"), None, False))),
+        ("report r --out o.html --pdf --key-env K", ("write_report", (Path("r"), Path("o.html"), "K", True))),
+        ("report --check o.html", ("check_report", (Path("o.html"), None))),
         ("audit replay f --model m", ("check_replay", (Path("f"), Path("m")))),
         (
             "why r --circuit c --input a,b --answer 4 --html h.html",
@@ -205,7 +210,7 @@ def program(*args: str, cwd: Path | None = None, timeout: float = 120) -> subpro
             ("modules_run", (Path("runs/a"), 3, "spectral", 50, 2)),
         ),
         ("show runs/a", ("show_run", (Path("runs/a"),))),
-        ("view runs/a", ("view_run", (Path("runs/a"),))),
+        ("view runs/a", ("view_run", (Path("runs/a"), None, None))),
     ],
 )
 def test_flags_arrive(bench: FakeBench, line: str, asked: tuple[str, tuple[Any, ...]]) -> None:
@@ -228,7 +233,7 @@ def test_the_bench_takes_what_the_command_line_passes() -> None:
         ("verify_run", (Path("o"), "c", 0, progress, True, 2)),
         ("modules_run", (Path("o"), 4, "blocks", 20, 0, progress)),
         ("show_run", (Path("o"),)),
-        ("view_run", (Path("o"), progress)),
+        ("view_run", (Path("o"), Path("l"), 3, progress)),
     ):
         inspect.signature(getattr(real, name)).bind(*args)
     from openwork.compare import compare_regimes

@@ -40,7 +40,7 @@ def key_from(variable: str | None) -> bytes | None:
         return None
     value = os.environ.get(variable)
     if not value:
-        raise UsageError(f"--key-env {variable}: this environment variable is not set; put the chain's key there.")
+        raise UsageError(f"--key-env {variable}: this environment variable is not set; put the key there.")
     return value.encode()
 
 

@@ -60,6 +60,7 @@ from openwork.tasks.subjects import SUBJECTS, SubjectKind, open_subject
 from openwork.threads import available_cores
 from openwork.training import REGIMES, TrainSettings
 from openwork.verify import control
+from openwork.views.flows import build_alert
 from openwork.views.page import build_page
 from openwork.workers import Job, map_jobs
 
@@ -532,24 +533,43 @@ def explain_run(
     return explained_table(found)
 
 
-def view_run(run: Path, progress: Progress | None = None) -> Result:
+def view_run(run: Path, log: Path | None = None, alert: int | None = None, progress: Progress | None = None) -> Result:
     """Writes the page of a run or comparison, laying out circuits that were not laid out yet.
 
     A run whose training gave its nodes places, as bimt does, has a page without circuits too, and layout.svg beside it;
     so has a run whose modules were looked at.
+
+    log    of detectors of intrusions: alerts of which the first are shown
+    alert  or the one of this number alone, on a page of its own
     """
-    comparison = (run / "run.yaml").exists() and read_yaml(run / "run.yaml").get("kind") == "comparison"
-    if not comparison:
-        opened = open_run(run)
-        names = [n for n in opened.circuits() if drawable(run / "circuits" / n)]
+    kind = read_yaml(run / "run.yaml").get("kind") if (run / "run.yaml").exists() else None
+    if kind != "flows" and (log is not None or alert is not None):
+        raise UsageError(f"{run} is no run of openwork run flows; --log and --alert show the alerts of its detector.")
+    if alert is not None:
+        return {"run": str(run), "page": str(build_alert(run, log, alert))}
+    if kind == "flows":
+        if not (run / "result.json").exists():
+            raise UsageError(f"the run in {run} is not finished; finish it with the command that began it.")
+        _lay_out_all(run / "sparse", progress)
+    elif kind != "comparison":
+        names = _drawn(run)
         if not lay_out_network(run) and not names and load_modules(run) is None:
             raise UsageError(
                 f"{run} has no circuit yet; find one with: openwork discover {run} --task TASK, or its modules with: "
                 f"openwork modules {run}"
             )
-        map_jobs([Job(f"lay out {n}", lay_out, (run, n)) for n in names], 1, progress or Progress(False))
-    page, drawing = build_page(run), run / "layout.svg"
+        _lay_out_all(run, progress)
+    page, drawing = build_page(run, log), run / "layout.svg"
     return {"run": str(run), "page": str(page), **({"drawing": str(drawing)} if drawing.exists() else {})}
+
+
+def _drawn(run: Path) -> list[str]:
+    return [n for n in open_run(run).circuits() if drawable(run / "circuits" / n)]
+
+
+def _lay_out_all(run: Path, progress: Progress | None) -> None:
+    jobs = [Job(f"lay out {n}", lay_out, (run, n)) for n in _drawn(run)]
+    map_jobs(jobs, 1, progress or Progress(False))
 
 
 def drawable(folder: Path) -> bool:

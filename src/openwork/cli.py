@@ -47,6 +47,7 @@ EXAMPLES = {
     "why": "openwork why runs/a --circuit single_double_quote --example 0 --html why.html",
     "watch": "openwork watch conn.log --model runs/flows --out alerts.jsonl --follow",
     "audit": "openwork audit verify alerts.jsonl",
+    "report": "openwork report runs/flows --out report.html",
     "show": "openwork show runs/a",
     "view": "openwork view runs/a",
 }
@@ -371,6 +372,32 @@ class WatchOptions(Options):
     )
 
 
+class ViewOptions(Options):
+    """openwork view"""
+
+    log: Path | None = Field(
+        default=None, description="Of openwork run flows: log of openwork watch whose first alerts are shown; by "
+        "default alerts.jsonl in the run's folder.",
+    )  # fmt: skip
+    alert: int | None = Field(
+        default=None, ge=0, description="Of openwork run flows: draw only this entry of the log, on a page of its own."
+    )
+
+
+class ReportOptions(Options):
+    """openwork report"""
+
+    out: Path | None = Field(
+        default=None, description="Page to write, by default report.html in the run's folder; its content is written "
+        "beside it as JSON, with its SHA-256.",
+    )  # fmt: skip
+    pdf: bool = Field(default=False, description='Write a PDF beside it too; it needs pip install "openwork[pdf]".')
+    check: Path | None = Field(default=None, description="In place of a run: a report to check.")
+    key_env: str | None = Field(
+        default=None, description="Environment variable with a key: the report is signed, or its signature checked."
+    )
+
+
 class AuditOptions(Options):
     """openwork audit"""
 
@@ -669,6 +696,25 @@ def audit(
 
 
 @command
+def report(run: Path | None = None, /, *, options: Annotated[ReportOptions, Flat] = ReportOptions()) -> None:
+    """Write what a run's models were trained on, do and cannot do as a page that can be checked; or check one."""
+    o = options
+    if (run is None) == (o.check is None):
+        raise UsageError("name a run to report on, or a report to check with --check FILE; one of the two.")
+    if o.check is not None and (o.out is not None or o.pdf):
+        raise UsageError("--check writes nothing and takes no --out and no --pdf.")
+
+    def body(_progress: Progress) -> Result:
+        from openwork.reporting import check_report, write_report
+
+        if run is None:
+            return check_report(o.check or Path(), o.key_env)
+        return write_report(run, o.out or run / "report.html", o.key_env, o.pdf)
+
+    execute(body, options)
+
+
+@command
 def show(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
     """Print what a run holds: its model, circuits and evidence."""
 
@@ -681,13 +727,13 @@ def show(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
 
 
 @command
-def view(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
+def view(run: Run, /, *, options: Annotated[ViewOptions, Flat] = ViewOptions()) -> None:
     """Write a run's page: one HTML file that needs no network."""
 
     def body(progress: Progress) -> Result:
         from openwork import bench
 
-        return bench.view_run(run, progress)
+        return bench.view_run(run, options.log, options.alert, progress)
 
     execute(body, options)
 

@@ -121,7 +121,7 @@ def open_run(path: Path) -> Run:
     if not (path / "run.yaml").exists():
         raise UsageError(f"{path} is not a run: it has no run.yaml. Train one with: openwork train --out {path}")
     settings = read_yaml(path / "run.yaml")
-    if settings.get("kind") in ("comparison", "compare"):
+    if settings.get("kind") in ("comparison", "compare", "flows"):
         parts = sorted(str(p.parent.parent.relative_to(path)) for p in path.glob("**/model/config.json"))
         names = ", ".join(parts[:8] + ["..."] * (len(parts) > 8))
         example = path / (parts[0] if parts else "sparse")
@@ -504,14 +504,17 @@ def lay_out(path: Path, name: str, windows: int = 64) -> Result:
     run = open_run(path)
     folder = circuit_folder(run, name)
     circuit = store.load_circuit(folder, run.digest)
-    key = key_of(store.read_json(folder / "result.json")["key"], windows)
+    features = tuple(getattr(run.subject, "features", ()))
+    key = key_of(store.read_json(folder / "result.json")["key"], windows, *features)
     at = folder / "dossier.json"
     if not at.exists() or store.read_json(at).get("key") != key:
         task = run.task(circuit.origin["task"])
         subject = run.subject
         sent = reference_of(run, run.model, store.read_json(folder / "result.json").get("reference", "mean"))
         fixed = run.reference if isinstance(sent, str) else sent  # its effects need one value per node
-        dossier = build_dossier(run.model, circuit, fixed, task, subject.text(windows), subject.decode())
+        dossier = build_dossier(
+            run.model, circuit, fixed, task, subject.text(windows), subject.decode(), features=features
+        )
         store.write_text(at, json.dumps(plain({**dossier, "key": key}), separators=(",", ":")))  # long lists of floats
     return {"circuit": folder.name}
 
@@ -572,7 +575,7 @@ def _figures(run: Run, task: str) -> Result:
 
 def show_run(path: Path) -> Result:
     """What a run holds: its model's figures, its circuits and their evidence; a comparison shows its table."""
-    if (path / "run.yaml").exists() and read_yaml(path / "run.yaml").get("kind") in ("comparison", "compare"):
+    if (path / "run.yaml").exists() and read_yaml(path / "run.yaml").get("kind") in ("comparison", "compare", "flows"):
         if not (path / "result.json").exists():
             raise UsageError(f"the comparison in {path} is not finished; finish it with the command that began it.")
         return store.read_json(path / "result.json")

@@ -39,6 +39,7 @@ SEQUENCES = 12_000  # (node, example) runs spent on effects: small circuits get 
 PAIRS = 3  # pairs of task prompts shown
 INPUT_TOKENS = 12  # input tokens drawn
 CHANNEL_TOKENS = 8  # strongest tokens told per embedding channel
+FAR = 6  # named features told per example
 
 Losses = Callable[[Tensor, Split], Tensor]  # logits, split -> nats per example
 Decode = Callable[[int], str]
@@ -56,6 +57,7 @@ def build_dossier(
     split: str = "explain",
     top: int = 6,
     facts: Mapping[str, Any] | None = None,
+    features: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The dossier as JSON-ready data; see the head of this file.
 
@@ -66,6 +68,7 @@ def build_dossier(
     losses     task loss per example, nats
     top        contexts per end of a node's range
     facts      anything about the model worth passing on, kept under "model"
+    features   names of the inputs of a model of vectors, where these have names
     """
     graph = graph_of(model)
     examples = task.split(split)
@@ -94,7 +97,7 @@ def build_dossier(
         assert text is not None
         contexts, prompts, shown = _text_contexts(model, told, examples, text, name_of, top)
     else:
-        contexts, prompts, shown = _vector_contexts(model, told, examples, top)
+        contexts, prompts, shown = _vector_contexts(model, told, examples, top, task.answers, features)
 
     nodes = []
     for s, i in drawing.nodes:
@@ -103,6 +106,8 @@ def build_dossier(
         node["effect"] = _short(effects.get((s, i)))
         node["mean"] = _short(_mean(reference, s, i))
         node |= _labels(graph, circuit, model, s, i, name_of)
+        if features and site.kind in ("input", "output"):
+            node["label"] = (features if site.kind == "input" else task.answers)[i]
         node |= contexts.get((s, i), {})
         nodes.append(node)
     return {
@@ -111,7 +116,7 @@ def build_dossier(
         "about": task.about,
         "answers": [name_of(a) for a in drawing.answers] if is_text else list(task.answers),
         "split": split,
-        "inputs": "tokens" if is_text else "vectors",
+        "inputs": "tokens" if is_text else "features" if features else "vectors",
         "model": _model_facts(model, facts),
         "counts": circuit.counts(),
         "loss": {"circuit": _short(base), "model": _short(whole), "examples": len(few)},
@@ -419,10 +424,18 @@ def _prompts(
     return prompts, out
 
 
-def _vector_contexts(model: nn.Module, told: list[NodeId], examples: Split, top: int) -> Told:
+def _vector_contexts(
+    model: nn.Module,
+    told: list[NodeId],
+    examples: Split,
+    top: int,
+    answers: Sequence[str],
+    features: Sequence[str],
+) -> Told:
     """Extremes over the split's own inputs, with the vectors (pixels of an image) and labels; one prompt per answer.
 
-    What a channel of a convolution does on an image is told by the largest value on its map.
+    What a channel of a convolution does on an image is told by the largest value on its map. Where the inputs have
+    names, an example is told by the features that are farthest from zero, which is usual.
     """
     sites = list(dict.fromkeys(s for s, _ in told))
     graph = graph_of(model)
@@ -431,17 +444,21 @@ def _vector_contexts(model: nn.Module, told: list[NodeId], examples: Split, top:
     x, labels = examples.inputs[0], examples.answer.tolist()
     images: dict[int, list[float]] = {}
 
-    def picture(b: int) -> list[float]:
-        return images.setdefault(b, _list(x[b].flatten()))
+    def picture(b: int) -> dict[str, Any]:
+        if not features:
+            return {"pixels": images.setdefault(b, _list(x[b].flatten())), "label": str(labels[b])}
+        far = torch.sort(x[b].abs(), descending=True, stable=True).indices[:FAR].tolist()
+        values = [[features[i], _short(float(x[b, i]))] for i in far if x[b, i] != 0]
+        return {"values": values, "label": answers[labels[b]]}
 
     firsts = sorted({label: b for b, label in reversed(list(enumerate(labels)))}.values(), key=lambda b: labels[b])
-    prompts = [{"pixels": picture(b), "label": str(labels[b])} for b in firsts]
+    prompts = [picture(b) for b in firsts]
     order = torch.sort(acts, dim=0, descending=True, stable=True).indices
     out = {}
     for n, node in enumerate(told):
 
         def context(b: int, n: int = n) -> dict[str, Any]:
-            return {"pixels": picture(b), "act": _short(float(acts[b, n])), "label": str(labels[b])}
+            return {**picture(b), "act": _short(float(acts[b, n]))}
 
         ranked = order[:, n].tolist()
         out[node] = {

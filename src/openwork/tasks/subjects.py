@@ -255,6 +255,11 @@ class FlowSubject(OwnDataSubject):
             raise UsageError(f"{folder} holds no prepared flows; openwork run flows prepares them.")
         self.prepared = Prepared(folder)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of what a model of flows reads."""
+        return self.prepared.schema.features
+
     def task_names(self) -> tuple[str, ...]:
         return tuple(flow_tasks(self.prepared.schema))
 

@@ -726,13 +726,13 @@
           b.tabIndex = on ? 0 : -1;
           if (on && focus) b.focus();
         }
-        body.replaceChildren(...(g.inputs === "vectors" ? images(g, n, key) : texts(g, n, key, most)));
+        body.replaceChildren(...(g.inputs === "vectors" ? images(g, n, key) : g.inputs === "features" ? named(g, n, key) : texts(g, n, key, most)));
       };
       for (const [key, word] of names) tabs.append(make("button", { type: "button", role: "tab", "data-key": key, onclick: () => choose(key) }, word));
       arrows(tabs, (b) => choose(b.dataset.key, true));
       choose(this.tab);
       const ramp = make("div", { class: "ramp", role: "img", "aria-label": `Colour of a token: its activation, from minus to plus ${num(most)}` }, make("span", {}, "−" + num(most)), make("i", {}), make("span", {}, "+" + num(most)));
-      return [tabs, ...(g.inputs === "vectors" ? [] : [ramp]), body];
+      return [tabs, ...(g.inputs === "tokens" ? [ramp] : []), body];
     }
   }
 
@@ -767,6 +767,13 @@
   function images(g, n, key) {
     const list = key === "task" ? n.task.map((t) => ({ ...g.prompts[t.prompt], act: t.act })) : n[key];
     return [make("div", { class: "images" }, ...list.map((c) => make("figure", {}, picture(c.pixels), make("figcaption", {}, make("b", {}, c.label), num(c.act)))))];
+  }
+
+  function named(g, n, key) {
+    const list = key === "task" ? n.task.map((t) => ({ ...g.prompts[t.prompt], act: t.act })) : n[key];
+    return list.map((c) => make("div", { class: "context" },
+      make("p", {}, make("span", {}, make("b", {}, c.label)), num(c.act)),
+      make("div", {}, c.values.map(([name, v]) => v === 1 && name.includes("=") ? name : `${name} ${num(v)}`).join("  ·  "))));
   }
 
   function picture(pixels) {

@@ -7,6 +7,7 @@ stands in it as gzip in base64 or as escaped JSON, and no text from a run is eve
 Knows folders of JSON. Does not know torch, models, tasks, or how a circuit was found.
 
     a comparison     result.json, and one run folder per model: sparse/ dense/ dense_matched/ ...
+    run flows        result.json and run.yaml, sparse/ dense/, and where there are some alerts.jsonl
     a run folder     circuits/<task>-<method>/ with circuit.json and, where there is one, dossier.json and result.json;
                      layout.json, the network in space, which is drawn to layout.svg too;
                      modules/modules.json, what modules the model has
@@ -29,8 +30,9 @@ from markupsafe import Markup
 
 from openwork import files
 from openwork.errors import RunError, UsageError
-from openwork.views import explanations, modules, wiring
+from openwork.views import explanations, flows, modules, wiring
 from openwork.views.layout import Placed, place
+from openwork.views.why import signed
 from openwork.views.words import (
     EDGE_PRUNED,
     MODELS,
@@ -111,8 +113,10 @@ class Shown:
         return model_words(self.model + self.variant) if self.model else self.method or "circuit"
 
 
-def build_page(run: Path) -> Path:
+def build_page(run: Path, log: Path | None = None) -> Path:
     """Writes page.html of a comparison or of a single run, and returns its path; layout.svg where layout.json is.
+
+    log  of detectors of intrusions: alerts of which the first are shown
 
     Refuses a folder that holds no result.json, no circuit, no layout.json and no modules.
     """
@@ -125,7 +129,8 @@ def build_page(run: Path) -> Path:
     if not result and not circuits and not network and not parts:
         raise UsageError(f"{run} holds nothing to show: no result.json and no circuits; discover a circuit first.")
     path = run / "page.html"
-    html = _render(run, result, circuits, network, parts)
+    detectors = flows.section(run, result, log) if result and flows.is_flows(run) else None
+    html = _render(run, result, circuits, network, parts, detectors)
     files.write_text(path, html.encode("utf-8", "replace").decode())
     return path
 
@@ -334,13 +339,25 @@ def _node_words(node: Record) -> str:
 # -- rendering ---------------------------------------------------------------------------------------------------------
 
 
-def _render(run: Path, result: Record, circuits: list[Shown], network: Record | None, parts: Record | None) -> str:
+def _render(
+    run: Path,
+    result: Record,
+    circuits: list[Shown],
+    network: Record | None,
+    parts: Record | None,
+    detectors: Record | None = None,
+) -> str:
     env = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for filter_ in (number, percent, probability, interval, times, model_words, claim_words, task_words):
+    for filter_ in (number, percent, probability, interval, times, model_words, claim_words, task_words, signed):
         env.filters[filter_.__name__] = filter_
-    sheets = ["page.css", *(["wiring.css"] if network else []), *(["modules.css"] if parts else [])]
+    sheets = [
+        "page.css",
+        *(["wiring.css"] if network else []),
+        *(["modules.css"] if parts else []),
+        *(["flows.css"] if detectors else []),
+    ]
     style = "".join((HERE / sheet).read_text(encoding="utf-8") for sheet in sheets)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     tasks, blobs = _tasks(result, circuits)
@@ -359,14 +376,21 @@ def _render(run: Path, result: Record, circuits: list[Shown], network: Record | 
         style=Markup(style),
         script=Markup(script),
         name=name,
-        facts=[b for b in (preset, seed, duration(result.get("seconds")) if "tasks" in result else "") if b],
-        headline=f"{name} in space"
+        flows=detectors,
+        facts=detectors["facts"]
+        if detectors
+        else [b for b in (preset, seed, duration(result.get("seconds")) if "tasks" in result else "") if b],
+        headline=detectors["headline"]
+        if detectors
+        else f"{name} in space"
         if only_network
         else f"The modules of {name}"
         if only_modules
         else headline(result, name),
         ratio=result.get("ratio_geomean") if number(result.get("ratio_geomean")) != "–" else None,
-        lede=WIRING
+        lede=detectors["lede"]
+        if detectors
+        else WIRING
         if only_network
         else MODULES
         if only_modules
@@ -374,7 +398,7 @@ def _render(run: Path, result: Record, circuits: list[Shown], network: Record | 
         network=network,
         modules=parts,
         ratios=ratio_rows(result),
-        caveats=caveats(result, names),
+        caveats=detectors["caveats"] if detectors else caveats(result, names),
         columns=names,
         rows=task_rows(result, names),
         models=[(m, _figures(mapping(told[m]))) for m in sorted(told, key=lambda m: order.get(m, len(order)))],
