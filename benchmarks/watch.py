@@ -330,7 +330,7 @@ def page(r: Record, rows: int, edits: int) -> str:
         "| | wall, s | CPU, s | flows per wall second | flows per CPU second | most memory, MiB |\n"
         "|---|---|---|---|---|---|\n"
         + "\n".join([
-            line("`openwork watch --out`", once, r["good"]),
+            line("`openwork watch`", once, r["good"]),
             line("`polars.read_csv` alone, all columns as text, one thread", read, r["read_rows"]),
         ])
        + f"\n\nReading alone is the limit: watching takes {once['cpu'] / read['cpu']:.1f} times its CPU time.",
