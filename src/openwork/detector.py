@@ -163,7 +163,7 @@ def sentence(schema: Schema, attack: str, reasons: Sequence[Record]) -> str:
         value = f"{r['value']:,.6g}" if isinstance(r["value"], int | float) else str(r["value"])
         unit = f" {r['unit']}" if r["unit"] else ""
         if c.kind == "number":
-            usual = f"normally {r['normal'][0]:,.4g} to {r['normal'][1]:,.4g}"
+            usual = "normally " + " to ".join(f"{float(f'{v:.4g}'):,.12g}" for v in r["normal"])  # 31,090,000
         else:
             usual = f"{100 * r['normal_share']:.3g} % of normal flows"
         said.append(f"{r['column']} is {value}{unit} ({usual})")

@@ -290,7 +290,7 @@ def _value(v: Any) -> str:
 
 def _usual(r: Mapping[str, Any]) -> str:
     if "normal" in r:
-        return f"{r['normal'][0]:,.4g} to {r['normal'][1]:,.4g}"
+        return " to ".join(f"{float(f'{v:.4g}'):,.12g}" for v in r["normal"])
     return f"{100 * r['normal_share']:.3g} % of normal flows"
 
 
