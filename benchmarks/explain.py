@@ -125,7 +125,7 @@ def share(count: Counter[str]) -> str:
 def page(asked: argparse.Namespace, trained: list[Result], random: list[Result]) -> str:
     """The page as Markdown."""
     some = ("detection", "simulation", "damage")
-    made = f"python benchmarks/explain.py --run {asked.run.name} --nodes {asked.nodes} --random {asked.random}"
+    made = f"python benchmarks/explain.py --run {asked.run} --nodes {asked.nodes} --random {asked.random}"
     made += f" --circuits {' '.join(asked.circuits)}" if asked.circuits else ""
     return "\n\n".join([
         "# Circuits explained by rules, and tested",

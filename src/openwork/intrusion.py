@@ -49,7 +49,7 @@ from openwork.workers import Job, map_jobs
 
 Record = dict[str, Any]
 
-VERSION = 2  # of what is measured
+VERSION = 3  # of what is measured
 NETWORKS = ("sparse", "dense")
 ROWS = 200_000  # training rows that rivals get at most
 ALERTS = 400  # alerts whose reasons are put to the test

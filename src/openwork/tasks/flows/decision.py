@@ -3,7 +3,8 @@
 A detector is trained on classes drawn more evenly than they occur. One temperature tempers its logits (Guo et al. 2017,
 arXiv 1706.04599), and adding log(share / share drawn) to each puts the classes' shares back (Elkan 2001, section 2;
 Menon et al. 2021, arXiv 2007.07314), which no temperature may touch. The score of a flow is the probability that it is
-not normal; it is an alert where the score reaches the threshold, and then the likeliest attack names it.
+not normal; it is an alert where the score reaches the threshold, and then the likeliest attack names it. The threshold
+keeps the budget of false alarms, and does not spend it where that finds no further attack.
 
 Knows logits and classes. Does not know networks or files.
 
@@ -19,8 +20,12 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
 
 from openwork.errors import UsageError
+
+
+SURE = 1 - 1e-12  # scores from here on count as this, so that they have log-odds
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,23 @@ def calibrated(
     found: Any = minimize_scalar(nll, bounds=(math.log(0.05), math.log(20.0)), method="bounded")
     t = math.exp(found.x)
     loose = Decision(tuple(offset.tolist()), t, 1.0, budget)
-    scores = np.sort(loose.scores(logits)[labels == 0])[::-1]
+    scores = loose.scores(logits)
+    normals = np.sort(scores[labels == 0])[::-1]
     allowed = int(normal * budget)  # so many of the normal flows may be alerts
-    threshold = float(np.nextafter(scores[allowed], 1.0)) if scores[allowed] < 1 else 1.0
+    least = float(np.nextafter(normals[allowed], 1.0)) if normals[allowed] < 1 else 1.0
+    threshold = _no_lower_than_needed(least, scores[(labels > 0) & (scores >= least)], normals)
     return Decision(loose.offset, t, threshold, budget)
+
+
+def _no_lower_than_needed(least: float, found: np.ndarray, normals: np.ndarray) -> float:
+    """A threshold that finds the attacks that the budget's own (`least`) finds, and spends no more of it than that takes:
+    halfway, in log-odds, from the lowest score among them to the normal flow below it; at most 1/2."""
+    if not len(found):
+        return least
+    lowest = float(found.min())
+    below = max(least, float(normals[normals < lowest].max(initial=0.0)))
+    halfway = float(expit((logit(min(below, SURE)) + logit(min(lowest, SURE))) / 2))
+    return max(least, min(halfway, 0.5))
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
