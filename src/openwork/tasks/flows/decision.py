@@ -24,7 +24,6 @@ from scipy.special import expit, logit
 
 from openwork.errors import UsageError
 
-
 SURE = 1 - 1e-12  # scores from here on count as this, so that they have log-odds
 
 
@@ -106,12 +105,14 @@ def calibrated(
 
 
 def _no_lower_than_needed(least: float, found: np.ndarray, normals: np.ndarray) -> float:
-    """A threshold that finds the attacks that the budget's own (`least`) finds, and spends no more of it than that takes:
-    halfway, in log-odds, from the lowest score among them to the normal flow below it; at most 1/2."""
+    """A threshold that finds the attacks that the budget's own (`least`) finds, and spends no more of it than that
+    takes: 1/2 where that parts them from the normal flows below; else halfway, in log-odds, at most 1/2."""
     if not len(found):
         return least
     lowest = float(found.min())
     below = max(least, float(normals[normals < lowest].max(initial=0.0)))
+    if below < 0.5 <= lowest:
+        return 0.5
     halfway = float(expit((logit(min(below, SURE)) + logit(min(lowest, SURE))) / 2))
     return max(least, min(halfway, 0.5))
 
