@@ -208,3 +208,9 @@ def test_regimes_combine_and_each_has_its_settings(tmp_path: Path) -> None:
 def test_regimes_that_do_not_combine_are_refused(regime: str, density: float | None, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
         bench.train_run("digits", regime, density, tmp_path / "r", 20, "smoke")
+
+
+def test_flows_have_a_command_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="openwork run flows"):
+        bench.train_run("flows", "topk", 0.1, tmp_path / "run", 10, "smoke")
+    assert not (tmp_path / "run").exists()

@@ -375,6 +375,8 @@ def subject_kind(task: str, data: Path | None) -> SubjectKind:
     if task not in SUBJECTS:
         raise unknown("task to train on", task, SUBJECTS)
     kind = SUBJECTS[task]
+    if kind.data == "flows":
+        raise UsageError("detectors are trained on flows by a command of their own: openwork run flows")
     if (kind.data == "folder") != (data is not None):
         if data is None:
             raise UsageError(f"--task {task} needs --data DIR, the folder of its files.")

@@ -401,7 +401,8 @@ class Trace:
                 return CURVES[curve](get(of))
             case Norm(of, rest, width, eps):
                 squares = sum((get(n) ** 2 for n in of), get(rest) if rest else np.array(0.0))
-                return 1.0 / np.sqrt(squares / width + eps)
+                with np.errstate(invalid="ignore"):  # a shortened sum may fall below 0: then nothing is decided
+                    return 1.0 / np.sqrt(squares / width + eps)
             case _:
                 return self._mixed(op, end)
 
