@@ -66,7 +66,7 @@ def main() -> None:
         small = machines(parts, x, Path(temp))
         bytes_cost = rounded(parts, data, Path(temp)) if parts.decision is not None else None
     layers = [layer(density, asked.rounds) for density in (0.01, 0.001)]
-    write_text(asked.page, page(asked.run.name, parts, detector, layers, asked.rounds, small, bytes_cost))
+    write_text(asked.page, page(str(asked.run), parts, detector, layers, asked.rounds, small, bytes_cost))
     print(asked.page)
 
 
@@ -268,7 +268,7 @@ def page(
     """The page as Markdown."""
     lines = [
         "# Results: on the device",
-        f"Made by `python benchmarks/edge.py {name}` of a run of `openwork run flows`. One thread, alternatives "
+        f"Made by `python benchmarks/edge.py {name}`, a run of `openwork run flows`. One thread, alternatives "
         f"in turn, medians of {rounds} rounds; ratios are what to read. See [flows](../flows.md).",
         "## A detector, from features to outputs",
         f"{' - '.join(map(str, parts.sizes))} nodes, {parts.nonzero} weights; {d['flash'] / 1024:.1f} KiB of code and "
