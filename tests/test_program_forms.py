@@ -22,7 +22,7 @@ from openwork.explain.decided import agreement, answers_of, logits_of, preferred
 from openwork.explain.decision_rules import Branch, Leaf, decide, fit, rules_of, short_threshold, shortest_between
 from openwork.explain.emit_c import emit_c
 from openwork.explain.image_program import emit_image_c, look_python, lower_cnn, maps_of, run_image
-from openwork.explain.lower_perceptron import feature_names, lower_perceptron
+from openwork.explain.lower_perceptron import feature_names, identifiers, lower_perceptron
 from openwork.explain.program import CURVES, Bend, Feature, from_dict, run, size, to_dict
 from openwork.models import CNN, MLP, CNNConfig, MLPConfig
 from openwork.models.cnn import ConvBlock
@@ -109,6 +109,12 @@ def test_perceptrons_that_have_no_program_are_refused() -> None:
     circuit = some_circuit(model, 1)
     with pytest.raises(UsageError, match="one value per input"):
         lower_perceptron(model, circuit, own, [0], ["a"], feature_names(9))
+
+
+def test_names_of_columns_become_names_of_a_program() -> None:
+    names = identifiers(("service=ssh", "service ssh", "id.resp_p=22", "60s rate", "=", "id.resp_p unlisted"))
+    assert names == ("service_ssh", "service_ssh_1", "id_resp_p_22", "x_60s_rate", "x4", "id_resp_p_unlisted")
+    assert all(n.isidentifier() for n in names)
 
 
 def test_features_are_named_as_a_person_would() -> None:

@@ -145,7 +145,9 @@ def open_setting(path: Path, name: str) -> Setting:
 
 
 def _feature(run: Run) -> Callable[[int], str]:
-    image = getattr(run.model.config, "image", None)
+    image, own = getattr(run.model.config, "image", None), tuple(getattr(run.subject, "features", ()))
+    if own:
+        return lambda i: own[i]
     if image is None:
         return lambda i: f"feature {i}"
 

@@ -275,6 +275,8 @@ def legend_of(run: Run, examples: Split) -> Legend:
     name, features = run.subject.name, examples.inputs[0].flatten(1).shape[1]
     if name == "two_moons":
         return Legend(names=("x", "y"))
+    if own := tuple(getattr(run.subject, "features", ())):
+        return Legend(names=own)
     colours = CHANNELS.get(name, 1)
     side = math.isqrt(features // colours)
     is_image = name in ("digits", "mnist", "cifar10") and side * side * colours == features

@@ -36,7 +36,7 @@ from openwork.explain.decision_rules import rules_of, short_threshold
 from openwork.explain.emit_c import emit_c
 from openwork.explain.emit_features import MAIN, emit_features, formula_lines, quoted, rounded
 from openwork.explain.image_program import ImageProgram, emit_image_c, lower_cnn
-from openwork.explain.lower_perceptron import feature_names, lower_perceptron
+from openwork.explain.lower_perceptron import feature_names, identifiers, lower_perceptron
 from openwork.explain.program import Program
 from openwork.explain.symbolic_formula import formulas_of_model
 from openwork.models import CNN, MLP
@@ -162,7 +162,9 @@ def _asked(path: Path, name: str) -> _Asked:
     task = run.task(circuit.origin.get("task", result["task"]))
     ids, texts = answers_of(task)
     width = task.split("discover").inputs[0].shape[1]
-    return _Asked(run, folder, circuit, task, reference, ids, texts, feature_names(width, run.subject.name))
+    own = tuple(getattr(run.subject, "features", ()))
+    features = identifiers(own) if own else feature_names(width, run.subject.name)
+    return _Asked(run, folder, circuit, task, reference, ids, texts, features)
 
 
 def _binarised(asked: _Asked) -> Binarised:

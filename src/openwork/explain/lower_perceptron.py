@@ -9,6 +9,7 @@ found; nothing is approximated here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,16 @@ def feature_names(n: int, subject: str = "") -> tuple[str, ...]:
     if subject in ("independence", "feature_sharing", "compositionality"):
         return tuple(f"x{i + 1}" for i in range(n))  # as the formulas count them
     return tuple(f"x{i}" for i in range(n))
+
+
+def identifiers(names: Sequence[str]) -> tuple[str, ...]:
+    """Names as a program may use them: letters, digits and underscores, each once; "service=ssh" is service_ssh."""
+    out: list[str] = []
+    for i, name in enumerate(names):
+        word = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or f"x{i}"
+        word = f"x_{word}" if word[0].isdigit() else word
+        out.append(word if word not in out else f"{word}_{i}")
+    return tuple(out)
 
 
 def pixel_names(channels: int, height: int, width: int) -> tuple[str, ...]:
@@ -115,4 +126,4 @@ def sum_of(row: Array, bias: float, sent: Sequence[Sent]) -> Sum:
     return Sum(terms, bias + sum(float(c) * s for c, s in zip(row, sent, strict=True) if isinstance(s, float)))
 
 
-__all__ = ["feature_names", "lower_perceptron", "pixel_names", "sum_of", "wanted_of"]
+__all__ = ["feature_names", "identifiers", "lower_perceptron", "pixel_names", "sum_of", "wanted_of"]
