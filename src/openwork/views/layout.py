@@ -43,7 +43,11 @@ class Placed:
 
 
 def place(
-    sites: Sequence[str], layers: Sequence[int], pairs: Sequence[tuple[int, int]], widths: Sequence[float] | None = None
+    sites: Sequence[str],
+    layers: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    widths: Sequence[float] | None = None,
+    tall: float = LINE,
 ) -> Placed:
     """Lays out nodes of a layered graph.
 
@@ -51,6 +55,7 @@ def place(
     layers  per node, its layer
     pairs   the edges, as positions in these lists
     widths  per node, how wide it is drawn where that is more than a dot (a label); 0 by default
+    tall    how tall a label is
     """
     n = len(sites)
     wide = widths or [0.0] * n
@@ -77,17 +82,17 @@ def place(
     low, high = min(x), max(x)
     width = max(WIDTH, high - low)
     shift = (width - (high - low)) / 2 - low
-    staggered = sum(LINE * (_lines(row) - 1) for row in rows)
+    lines_of = [(_lines(row, wide), tall if any(wide[i] for i in row) else LINE) for row in rows]
+    staggered = sum(line * (lines - 1) for lines, line in lines_of)
     step = max(ROW_LOW, min(ROW_HIGH, (ASPECT * width - staggered) / max(1, len(rows) - 1)))
     places = [(0.0, 0.0)] * n
     out: list[Row] = []
     y = 0.0
-    for row, group in zip(rows, groups, strict=True):
-        lines = _lines(row)
+    for row, group, (lines, line) in zip(rows, groups, lines_of, strict=True):
         for k, i in enumerate(row):
-            places[i] = (x[i] + shift, y - LINE * (k % lines))
-        out.append(Row(layers[row[0]], tuple(group), y - LINE * (lines - 1), y))
-        y -= LINE * (lines - 1) + step
+            places[i] = (x[i] + shift, y - line * (k % lines))
+        out.append(Row(layers[row[0]], tuple(group), y - line * (lines - 1), y))
+        y -= line * (lines - 1) + step
     base = -out[-1].top
     return Placed(
         [(a, b + base) for a, b in places],
@@ -102,16 +107,22 @@ def _distance(row: Sequence[int]) -> float:
     return max(TIGHT, min(LOOSE, WIDTH / max(1, len(row))))
 
 
-def _lines(row: Sequence[int]) -> int:
-    """Lines that a row is staggered over, so that nodes of a line do not touch."""
-    d = _distance(row)
-    return 1 if d >= LINE else int(-(-LINE // d))
+def _lines(row: Sequence[int], wide: Sequence[float]) -> int:
+    """Lines that a row is staggered over, so that nodes of a line do not touch, and labels fit WIDTH."""
+    d, widest = _distance(row), max(wide[i] for i in row)
+    labels = int(-(-widest * len(row) // WIDTH)) if widest * len(row) > 1.5 * WIDTH else 1
+    return max(labels, 1 if d >= LINE else int(-(-LINE // d)))
 
 
 def _gaps(row: Sequence[int], sites: Sequence[str], wide: Sequence[float]) -> list[float]:
     """Least distance of each node to the one before it; the first is 0."""
-    d = _distance(row)
-    steps = [max(d, (wide[a] + wide[b]) / 2) + (BETWEEN if sites[a] != sites[b] else 0.0) for a, b in pairwise(row)]
+    d, lines, widest = _distance(row), _lines(row, wide), max(wide[i] for i in row)
+
+    def least(a: int, b: int) -> float:
+        label = widest / lines if widest and lines > 1 else (wide[a] + wide[b]) / 2
+        return max(d, label) + (BETWEEN if sites[a] != sites[b] else 0.0)
+
+    steps = [least(a, b) for a, b in pairwise(row)]
     return [0.0, *steps]
 
 

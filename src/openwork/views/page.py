@@ -86,6 +86,7 @@ ROWS = {  # what is written beside a row, by the end of its site's name
 SENT = {  # what the script is told of a node
     *("id", "site", "index", "kind", "effect", "mean", "label", "head", "tokens", "positions", "top", "bottom", "task")
 }
+CHIP = 26.0  # height of a label and some room, in pixels
 LABEL = 14  # characters of a token shown in the drawing
 PANE = 260.0  # pixels that a narrow pane leaves for a row: labels keep their size when the drawing shrinks to fit
 
@@ -263,7 +264,7 @@ def _drawing(dossier: Record, said: Record) -> dict[str, Any]:
     pairs = [(a, b) for a, b, *_ in edges] + [(a, b) for a, b in residual]
     shrunk = place(sites, layers, pairs).width / PANE
     widths = [(min(LABEL, len(n["label"])) * 7.3 + 18.0) * shrunk if "label" in n else 0.0 for n in nodes]
-    placed = place(sites, layers, pairs, widths)
+    placed = place(sites, layers, pairs, widths, CHIP * shrunk)
     return {
         "inputs": dossier.get("inputs", "tokens"),
         "answers": dossier.get("answers", []),
