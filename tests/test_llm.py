@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -595,7 +596,10 @@ def test_after_a_kill_only_what_is_missing_is_asked(tmp_path: Path, how: signal.
     script = [""] * 9 + ["hold"] * 3
     with Proxy(Reader(), script=script) as proxy:
         command = job(proxy, tmp_path, concurrency=3)
-        first = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background is deaf to Ctrl-C
+        first = subprocess.Popen(
+            command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+        )
         wait_until(lambda: proxy.held == 3, first)
         first.send_signal(how)
         first.communicate(timeout=20)
