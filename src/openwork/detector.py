@@ -5,7 +5,7 @@
 
 The reason for an alert is exact: on the straight way from a typical normal flow to this one (see `explain.along`), what
 each column adds to the evidence for the attack, log-odds against normal; what the typical flow has already and the
-columns' shares sum to the evidence. Runs on NumPy in float64; torch is needed only to load a run's model.
+columns' shares sum to the evidence. Judges in float32 and reasons in float64, by NumPy alone.
 
 Knows schemas and weights. Does not know where flows come from, nor what becomes of alerts.
 
@@ -14,6 +14,7 @@ Shapes: N flows, F features, C classes.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ import numpy as np
 from openwork.errors import RunError, UsageError
 from openwork.explain.along import Layer, along, forward
 from openwork.export.parts import compacted
-from openwork.files import new_folder, read_json, write_json
+from openwork.files import new_folder, read_json, read_model_header, write_json
+from openwork.models.mlp import MLP
+from openwork.store import load_model
 from openwork.tasks.flows.decision import Decision
 from openwork.tasks.flows.schema import Batch, Schema, texts_of
 
@@ -122,7 +125,7 @@ class Detector:
 
     def _told(self, i: int, value: Any, share: float) -> Record:
         c = self.schema.columns[i]
-        told: Record = {"column": c.name, "value": _plain(value), "contribution": share}
+        told: Record = {"column": c.name, "value": plain_value(value), "contribution": share}
         if c.kind == "number":
             return told | {"unit": c.unit, "normal": self._normal[i]}
         usual = dict(zip(c.values, c.usual, strict=True))
@@ -148,7 +151,7 @@ class Detector:
             done = scores[np.arange(len(open_)), best] < self.decision.threshold
             for i, k, s in zip(open_[done], np.flatnonzero(done), best[done], strict=True):
                 names = [self.schema.columns[int(c)].name for c in columns[k, s]]
-                out[int(i)] = [{"column": n, "to": _plain(self.typical[n])} for n in names if n in self.typical]
+                out[int(i)] = [{"column": n, "to": plain_value(self.typical[n])} for n in names if n in self.typical]
             open_ = open_[~done]
         return out
 
@@ -170,7 +173,8 @@ def sentence(schema: Schema, attack: str, reasons: Sequence[Record]) -> str:
     return f"{attack}: " + ("; ".join(said) if said else "no single column speaks for it")
 
 
-def _plain(v: Any) -> Any:
+def plain_value(v: Any) -> Any:
+    """A value of a row for JSON: whole numbers without a point, and None for what is not finite."""
     if isinstance(v, float | np.floating):
         return None if not np.isfinite(v) else int(v) if float(v).is_integer() and abs(v) < 2**53 else float(v)
     return v.item() if isinstance(v, np.generic) else v
@@ -192,18 +196,11 @@ def typical_flow(schema: Schema, codes: Mapping[str, np.ndarray]) -> dict[str, A
 
 def save_detector(run: Path, schema: Schema, decision: Decision, typical: Mapping[str, Any], facts: Record) -> None:
     """Writes detector.json and schema.json into a run's folder `detector`; facts: anything else worth noting."""
-    header = store_header(run)
+    header = read_model_header(run / "model")
     with new_folder(run / "detector") as temp:
         write_json(temp / "schema.json", schema.to_dict())
         data = {"format": "openwork detector", "version": VERSION, "model": header["digest"], "schema": schema.digest()}
         write_json(temp / "detector.json", data | {"decision": decision.to_dict(), "typical": dict(typical), **facts})
-
-
-def store_header(run: Path) -> Record:
-    """The header of a run's stored model."""
-    from openwork.files import read_model_header
-
-    return read_model_header(run / "model")
 
 
 def load_detector(run: Path) -> Detector:
@@ -215,23 +212,17 @@ def load_detector(run: Path) -> Detector:
     if data.get("version") != VERSION:
         raise RunError(f"{at / 'detector.json'} has version {data.get('version')!r}; this openwork reads {VERSION}.")
     schema = Schema.from_dict(read_json(at / "schema.json"))
-    header = store_header(run)
+    header = read_model_header(run / "model")
     if data["model"] != header["digest"] or data["schema"] != schema.digest():
         raise RunError(f"{at} belongs to another model or schema than the ones beside it; make the detector again.")
-    from openwork.store import load_model
-
     layers = layers_of(load_model(run / "model"))
     decision = Decision.from_dict(data["decision"])
-    import hashlib
-
     digest = hashlib.sha256(f"{data['model']} {data['schema']} {sorted(data['decision'].items())}".encode()).hexdigest()
     return Detector(schema, layers, decision, data["typical"], digest)
 
 
 def layers_of(model: Any) -> tuple[Layer, ...]:
     """Weights and biases, in float64, of a perceptron of ReLUs; UsageError for anything else."""
-    from openwork.models.mlp import MLP
-
     if not isinstance(model, MLP) or model.config.activation != "relu" or model.config.abstopk < 1 or model.embed:
         raise UsageError("a detector is a perceptron of ReLUs without an embedding.")
     return tuple(
@@ -240,4 +231,4 @@ def layers_of(model: Any) -> tuple[Layer, ...]:
     )
 
 
-__all__ = ["Detector", "layers_of", "load_detector", "save_detector", "sentence", "typical_flow"]
+__all__ = ["Detector", "layers_of", "load_detector", "plain_value", "save_detector", "sentence", "typical_flow"]

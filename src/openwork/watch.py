@@ -32,12 +32,12 @@ import numpy as np
 
 from openwork import audit
 from openwork.audit import Head
-from openwork.detector import Detector, load_detector, sentence
+from openwork.detector import Detector, load_detector, plain_value, sentence
 from openwork.errors import RunError, UsageError
 from openwork.files import read_json, write_json
 from openwork.progress import Progress
 from openwork.tasks.flows.schema import IDENTIFIERS, MISSING, Batch
-from openwork.tasks.flows.stream import Place, from_file, from_pipe
+from openwork.tasks.flows.stream import Place, from_file, from_pipe, with_inode
 
 Record = dict[str, Any]
 
@@ -227,15 +227,15 @@ def alerts(detector: Detector, known: Mapping[str, Known], batch: Batch, n: int,
     out = []
     for k, i in enumerate(at):
         attack = detector.schema.classes[int(classes[i])]
-        given = {name: _plain(rows[name][k]) for name in used}
+        given = {name: plain_value(rows[name][k]) for name in used}
         of = known.get(attack)
         out.append({
             "kind": "alert", "at": now, "class": attack, "score": float(scores[i]),
             "threshold": detector.decision.threshold, "sentence": sentence(detector.schema, attack, told[k]["reasons"]),
             **told[k], "flip": flips[k],
             "circuit": None if of is None else {"name": of.circuit, "holds": list(of.holds), "label": of.label},
-            "flow": {name: _plain(rows[name][k]) for name in named}, "input": given, "input_digest": digest_of(given),
-            "model": detector.digest,
+            "flow": {name: plain_value(rows[name][k]) for name in named}, "input": given,
+            "input_digest": digest_of(given), "model": detector.digest,
         })  # fmt: skip
     return out
 
@@ -243,15 +243,6 @@ def alerts(detector: Detector, known: Mapping[str, Known], batch: Batch, n: int,
 def digest_of(given: Mapping[str, Any]) -> str:
     """SHA-256 of a flow as the detector read it."""
     return hashlib.sha256(json.dumps(given, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _plain(v: Any) -> Any:
-    v = v.item() if isinstance(v, np.generic) else v
-    if isinstance(v, float):
-        return (
-            None if v != v or v in (float("inf"), float("-inf")) else int(v) if v.is_integer() and abs(v) < 2**53 else v
-        )
-    return v
 
 
 # -- committing --------------------------------------------------------------------------------------------------------
@@ -402,9 +393,7 @@ def watch(
 
 def _header(parser: Parser, source: Path, place: Place) -> None:
     """Learns the columns from the beginning of the file that is gone on with."""
-    from openwork.tasks.flows.stream import _with_inode
-
-    at = source if source.is_file() and os.stat(source).st_ino == place.inode else _with_inode(source, place.inode)
+    at = source if source.is_file() and os.stat(source).st_ino == place.inode else with_inode(source, place.inode)
     if at is not None:
         with at.open("rb") as f:
             parser.begin(f.read(1 << 16), at)

@@ -63,7 +63,7 @@ def from_file(path: Path, start: Place, follow: bool, stopped: Callable[[], bool
         raise UsageError(f"{path} is not a file; expected a flow log.")
     begins = True
     if start.inode and start.inode != os.stat(path).st_ino:
-        old = _with_inode(path, start.inode)
+        old = with_inode(path, start.inode)
         if old is None:
             print(
                 f"openwork: what was left of the rotated {path.name} is gone; going on with the new one",
@@ -122,8 +122,9 @@ def _changed(path: Path, inode: int, size: int) -> bool:
     return now.st_ino != inode or now.st_size < size
 
 
-def _with_inode(path: Path, inode: int) -> Path | None:
+def with_inode(path: Path, inode: int) -> Path | None:
+    """The file with that inode beside another, whatever its name is now."""
     return next((p for p in path.parent.iterdir() if p.is_file() and p.stat().st_ino == inode), None)
 
 
-__all__ = ["Piece", "Place", "from_file", "from_pipe"]
+__all__ = ["Piece", "Place", "from_file", "from_pipe", "with_inode"]
