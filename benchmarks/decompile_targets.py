@@ -1,13 +1,12 @@
 """Circuits found for a lower loss, as code: whether they decide more like the model, and what their files then cost.
 
-    python benchmarks/decompile_targets.py [--run runs/evidence] [--tasks NAME ...] [--targets 0.15 ...]
+    python benchmarks/decompile_targets.py [--runs runs/evidence ...] [--tasks NAME ...] [--targets 0.15 ...]
 
 For every target the circuit of a task is searched in a copy of the run (`openwork discover --target`), kept beside the
-files so that nothing is searched again. The target is chosen on the discover split: the largest one whose circuit
-decides there as the model on `AS_MODEL` of the examples, or else the one that comes closest. Where it reaches that
-share it is decompiled at every floor of the curve, and of these files the shortest is chosen
-that decides as the circuit and as the model often enough, again on the discover split. The verify and ood splits are
-looked at for the tables alone.
+files so that nothing is searched again. The target is chosen on the discover split: the one whose circuit decides most
+often as the model there, the largest of them where several do. Where it reaches `AS_MODEL` it is decompiled at every
+floor of the curve, and of these files the shortest is chosen that decides as the circuit and as the model often enough,
+again on the discover split. The verify and ood splits are looked at for the tables alone.
 
 Where no circuit comes close enough, the search at the chosen target is repeated for the model's own decisions in place
 of the right answers: it tells whether the circuit differs from the model because it was asked for the right answers.
@@ -44,6 +43,7 @@ METHOD = "masks"
 SPLITS = ("discover", "verify", "ood")
 READ = 120  # lines that a file should not exceed
 Told = dict[str, Any]
+Key = tuple[str, int]  # a task, and the seed of the run
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,32 @@ class Asked:
 def main() -> None:
     """Searches, decompiles, writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/evidence")])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--targets", nargs="+", type=float, default=list(TARGETS))
     parser.add_argument("--files", type=Path, default=Path("runs/decompiled"), help="folder for the Python files")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page goes")
     asked = parser.parse_args()
-    copies = {t: copied(asked.run, asked.files / f"target-{t:g}") for t in sorted(asked.targets, reverse=True)}
-    told = {task: answered(copies, task, asked.files) for task in asked.tasks}
-    given = "" if asked.tasks == list(TASKS) else " --tasks " + " ".join(asked.tasks)
+    told: dict[Key, Asked] = {}
+    for run in asked.runs:
+        folder = asked.files if len(asked.runs) == 1 else asked.files / run.name
+        copies = {t: copied(run, folder / f"target-{t:g}") for t in sorted(asked.targets, reverse=True)}
+        seed = int(open_run(run).settings["seed"])
+        told |= {(task, seed): answered(copies, task, folder) for task in asked.tasks}
+    given = "" if len(asked.runs) == 1 else " --runs " + " ".join(r.name for r in asked.runs)
+    given += "" if asked.tasks == list(TASKS) else " --tasks " + " ".join(asked.tasks)
     given += "" if asked.targets == list(TARGETS) else " --targets " + " ".join(f"{t:g}" for t in asked.targets)
-    write_text(PAGE, page(told, asked.files, given))
-    print(PAGE)
+    write_text(asked.page, page(told, given))
+    print(asked.page)
 
 
 def copied(run: Path, to: Path) -> Path:
-    """A copy of a run without its circuits; the one at hand if there is one."""
+    """A copy of a run without its circuits, with the data it shares with others; the one at hand if there is one."""
     if not to.exists():
         shutil.copytree(run, to, ignore=shutil.ignore_patterns("circuits", "controls"))
+    data = open_run(run).settings["data"]
+    if not (to / data).exists():
+        shutil.copytree(run / data, to / data)
     return to
 
 
@@ -162,9 +171,8 @@ def as_model(run: Run, split: Split, circuit: Circuit) -> float:
 
 
 def chosen(found: Sequence[Found]) -> Found | None:
-    """The first (targets fall) that decides as the model on the discover split, or the one that comes closest."""
-    alike = [f for f in found if f.alike["discover"] >= AS_MODEL]
-    return alike[0] if alike else max(found, key=lambda f: f.alike["discover"], default=None)
+    """The one that decides most often as the model on the discover split, the largest target (the first) of equals."""
+    return max(found, key=lambda f: f.alike["discover"], default=None)
 
 
 def shortest(curve: Sequence[Told]) -> Told:
@@ -173,52 +181,54 @@ def shortest(curve: Sequence[Told]) -> Told:
     return min(good, key=lambda r: (r["lines"], -r["floor"]), default=curve[0])
 
 
-def page(told: Mapping[str, Asked], files: Path, given: str) -> str:
-    """The page in Markdown; `given` is what the command line says of tasks and targets."""
+def page(told: Mapping[Key, Asked], given: str) -> str:
+    """The page in Markdown; `given` is what the command line says of runs, tasks and targets."""
     of_targets, of_floors, of_twins = [], [], []
     reached = []
-    for task, a in told.items():
+    for (task, seed), a in told.items():
         for f in a.found:
             counts = f.circuit.counts()
             of_targets.append(
-                [task, f"{f.target:g}", "chosen" if f is a.best else "", str(counts["nodes"]), str(counts["edges"])]
+                [task, str(seed), f"{f.target:g}", "chosen" if f is a.best else ""]
+                + [str(counts["nodes"]), str(counts["edges"])]
                 + [f"{x[s]:.1%}" for s in SPLITS for x in (f.alike, f.right, a.model)]
             )
         if a.best is not None and a.twin:
             of_twins.append(
-                [task, f"{a.best.target:g}", *(f"{x[s]:.1%}" for s in SPLITS for x in (a.best.alike, a.twin))]
+                [task, str(seed), f"{a.best.target:g}"]
+                + [f"{x[s]:.1%}" for s in SPLITS for x in (a.best.alike, a.twin)]
             )
         if a.best is None or a.file is None:
             continue
-        text = (files / Path(a.file["file"]).name).read_text()
-        head = text.count("\n") - a.file["lines"]
+        lines = Path(a.file["file"]).read_text().count("\n")
+        head = lines - a.file["lines"]
         best = shortest(a.curve)
         for r in a.curve:
             chosen_here = "chosen" if r is best else ""
             of_floors.append(
-                [task, f"{a.best.target:g}", f"{r['floor']:.1%}", chosen_here, str(r["lines"] + head)]
+                [task, str(seed), f"{a.best.target:g}", f"{r['floor']:.1%}", chosen_here, str(r["lines"] + head)]
                 + [f"{r[f'{s}_{whose}']:.1%}" for s in SPLITS for whose in ("circuit", "model")]
             )
-        if meets(a.file, text.count("\n")):
-            reached.append(task)
+        if meets(a.file, lines):
+            reached.append(f"{task} (seed {seed})")
     columns = [f"{s}: {x}" for s in SPLITS for x in ("circuit as model", "circuit right", "model right")]
     shares = [f"{s}: {x}" for s in SPLITS for x in ("as circuit", "as model")]
     twins = [f"{s}: {x}" for s in SPLITS for x in ("searched for the right answers", "for the model's decisions")]
-    which = f"{len(reached)} of {len(told)}"
+    which = f"{len(reached)} of {len(told)} circuits"
     return f"""# Circuits as code: the target of the search
 
 Made by `python benchmarks/decompile_targets.py{given}`. Targets and files are chosen on the discover split; the verify
 and ood splits are for the tables alone.
 
-For {which} tasks the chosen file decides on the verify split as its circuit on at least {FLOOR:.0%} and
+For {which} the chosen file decides on the verify split as its circuit on at least {FLOOR:.0%} and
 as the whole model on at least {AS_MODEL:.0%}, in fewer than {READ} lines: {", ".join(reached) or "none"}.
 
 ## Target against agreement
 
-How often the circuit decides as the whole model, and how often each is right. Chosen is the largest target whose
-circuit decides on the discover split as the model on {AS_MODEL:.0%}, or else the one that comes closest.
+How often the circuit decides as the whole model, and how often each is right. Chosen is the target whose circuit
+decides most often as the model on the discover split, the largest where several do equally often.
 
-{table(["task", "target", "", "nodes", "edges", *columns], of_targets)}
+{table(["task", "seed", "target", "", "nodes", "edges", *columns], of_targets)}
 
 ## The chosen circuits as files
 
@@ -226,7 +236,7 @@ Of the chosen circuits those that decide as the model on {AS_MODEL:.0%} of the d
 to make up for what a circuit lacks. Lines include the head. Chosen is the shortest file that on the discover split
 decides as the circuit on {FLOOR:.0%} and as the model on {AS_MODEL:.0%}; where none does, that of the highest floor.
 
-{table(["task", "target", "floor", "", "lines", *shares], of_floors)}
+{table(["task", "seed", "target", "floor", "", "lines", *shares], of_floors)}
 
 ## Searched for the model's own decisions
 
@@ -234,7 +244,7 @@ Where no circuit decides as the model on {AS_MODEL:.0%} of the discover split: t
 more, with what the model decides, mistakes and all, in place of the right answers. Share of examples decided as the
 model does.
 
-{table(["task", "target", *twins], of_twins) if of_twins else "None had to be."}
+{table(["task", "seed", "target", *twins], of_twins) if of_twins else "None had to be."}
 """
 
 
