@@ -24,9 +24,9 @@ from openwork import (
     threads,  # noqa: F401  before torch
 )
 from openwork.circuit import HOLDS, Circuit, Explanation
-from openwork.explain.rules import Rules, RulesJudge
-from openwork.explain.scores import SCORES, support
-from openwork.explain.topics import topics_of
+from openwork.explain.words.rules import Rules, RulesJudge
+from openwork.explain.words.scores import SCORES, support
+from openwork.explain.words.topics import topics_of
 from openwork.explained import Work, explain_circuit
 from openwork.files import plain, write_text
 from openwork.rivals import DRAWS

@@ -24,8 +24,8 @@ import torch
 from quotes import table
 
 from openwork import patching, store, threads  # noqa: F401  threads before torch
-from openwork.explain.rules import Rules, RulesJudge
-from openwork.explain.topic import Dossier, Observed, Sample, Topic
+from openwork.explain.words.rules import Rules, RulesJudge
+from openwork.explain.words.topic import Dossier, Observed, Sample, Topic
 from openwork.files import write_text
 from openwork.planted import BUSY, CASES, Case, make_case
 from openwork.planted.names import ENOUGH, agreement, alike, match, named, varies

@@ -22,10 +22,10 @@ import numpy as np
 from quotes import table
 
 from openwork import store, threads  # noqa: F401  threads before torch
-from openwork.explain.binarised import binarise
-from openwork.explain.boolean_formula import boolean_account, differences
 from openwork.explain.decided import answers_of, logits_of
-from openwork.explain.lower_perceptron import feature_names
+from openwork.explain.programs.binarised import binarise
+from openwork.explain.programs.boolean_formula import boolean_account, differences
+from openwork.explain.programs.lower_perceptron import feature_names
 from openwork.files import write_text
 from openwork.forms import write_form, write_formulas
 from openwork.planted import make_case

@@ -29,9 +29,9 @@ from openwork import (
 )
 from openwork.circuit import Circuit
 from openwork.decisions import Setting, flip, open_setting
-from openwork.explain.decision import Explainer, Words
-from openwork.explain.flips import Affine, flip_vectors
-from openwork.explain.paths import count_paths, strongest_paths
+from openwork.explain.accounts.decision import Explainer, Words
+from openwork.explain.accounts.flips import Affine, flip_vectors
+from openwork.explain.accounts.paths import count_paths, strongest_paths
 from openwork.files import write_text
 from openwork.patching import Inputs
 from openwork.planted import boolean, make_case

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from openwork.circuit import Explanation
-from openwork.explain.llm import LLMOptions, make_llm_author
-from openwork.explain.scoring.question import Ask, Kind, Question
-from openwork.explain.topic import Dossier, Observed, Sample, Topic
+from openwork.explain.words.llm import LLMOptions, make_llm_author
+from openwork.explain.words.scoring.question import Ask, Kind, Question
+from openwork.explain.words.topic import Dossier, Observed, Sample, Topic
 
 WORDS = (" ash", " birch", " cedar", " elm", " fir", " hazel", " larch", " maple", " oak", " pine", " rowan", " yew")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from openwork.circuit import Explanation
-from openwork.explain.scores import Nulls
-from openwork.explain.topic import Observed, Sample, Topic
+from openwork.explain.words.scores import Nulls
+from openwork.explain.words.topic import Observed, Sample, Topic
 
 N, T, VOCABULARY, K = 160, 24, 12, 6
 

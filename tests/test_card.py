@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openwork.errors import UsageError
-from openwork.explain.card import LEAST_FIRST, LIMIT, Card, as_json, clip, count_tokens, make_card, told, trimmed
-from openwork.explain.measure import Measured
-from openwork.explain.topic import Observed, Sample, Topic
-from openwork.explain.wires import MATRIX, Wire, Wires
+from openwork.explain.words.card import LEAST_FIRST, LIMIT, Card, as_json, clip, count_tokens, make_card, told, trimmed
+from openwork.explain.words.measure import Measured
+from openwork.explain.words.topic import Observed, Sample, Topic
+from openwork.explain.words.wires import MATRIX, Wire, Wires
 
 WORDS = ("<pad>", "if", " a", "('", '("', "foo", " bar", "')", '")')
 NO_WIRES = Wires((), (), 0, 0, None)

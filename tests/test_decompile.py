@@ -22,10 +22,10 @@ from openwork import bench, cli, models, patching, runs, store
 from openwork.circuit import HOLDS, Circuit
 from openwork.decompiled import answers_of, decompile_circuit, kinds_of, run_file, unique_words
 from openwork.errors import RunError, UsageError
-from openwork.explain import emit_python, passes, simplify
-from openwork.explain.lower_transformer import lower_transformer
-from openwork.explain.names import readable, slug
-from openwork.explain.program import (
+from openwork.explain.programs import emit_python, passes, simplify
+from openwork.explain.programs.lower_transformer import lower_transformer
+from openwork.explain.programs.names import readable, slug
+from openwork.explain.programs.program import (
     Answer,
     Attend,
     Average,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openwork import store
 from openwork.detector import Detector, layers_of, load_detector, sentence
 from openwork.errors import RunError, UsageError
-from openwork.explain.along import Layer, along, forward
+from openwork.explain.accounts.along import Layer, along, forward
 from openwork.export.parts import compacted
 from openwork.intrusion import measure, never_used, run_flows
 from openwork.models import build

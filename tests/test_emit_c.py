@@ -10,8 +10,8 @@ import pytest
 
 from c_files import SANITIZED, ask, build, lines_of, logits_of, needs_compiler
 from openwork.errors import RunError, UsageError
-from openwork.explain.emit_c import RESERVED, emit_c
-from openwork.explain.program import (
+from openwork.explain.programs.emit_c import RESERVED, emit_c
+from openwork.explain.programs.program import (
     CURVES,
     Answer,
     Attend,
@@ -171,7 +171,7 @@ def test_every_name_of_the_files_own_is_reserved() -> None:
     """No step may be called what the frame of the file declares."""
     import re
 
-    from openwork.explain import emit_c as module
+    from openwork.explain.programs import emit_c as module
 
     for text in (module.MAIN_TOKENS, module.MAIN_FEATURES, module.LOOKUP, module.OF_TOKEN):
         text = re.sub(r'"[^"]*"|/\*.*?\*/', "", text)

@@ -13,10 +13,22 @@ import numpy as np
 import pytest
 
 from openwork.errors import UsageError
-from openwork.explain.bits import merged_bits
-from openwork.explain.emit_features import FLOOR, emit_features, mixtures, rounded
-from openwork.explain.image_program import lower_cnn, run_image
-from openwork.explain.program import Answer, Bend, Feature, Lookup, Norm, Product, Program, Step, Sum, decisions, run
+from openwork.explain.programs.bits import merged_bits
+from openwork.explain.programs.emit_features import FLOOR, emit_features, mixtures, rounded
+from openwork.explain.programs.image_program import lower_cnn, run_image
+from openwork.explain.programs.program import (
+    Answer,
+    Bend,
+    Feature,
+    Lookup,
+    Norm,
+    Product,
+    Program,
+    Step,
+    Sum,
+    decisions,
+    run,
+)
 from openwork.planted import make_case
 
 RUFF = Path(sys.executable).with_name("ruff")

@@ -17,9 +17,9 @@ import page_runs
 from openwork import bench, cli, explained, files, patching, rivals, store
 from openwork.circuit import Circuit, Evidence, Explanation
 from openwork.errors import UsageError
-from openwork.explain.measure import observe, sample_of
-from openwork.explain.topic import Topic
-from openwork.explain.topics import kept_nodes, name_of, random_parts, topics_of
+from openwork.explain.words.measure import observe, sample_of
+from openwork.explain.words.topic import Topic
+from openwork.explain.words.topics import kept_nodes, name_of, random_parts, topics_of
 from openwork.explained import explain_circuit, legend_of, shown
 from openwork.runs import open_run
 from openwork.views import explanations as words_of

@@ -16,8 +16,8 @@ from c_files import logits_of as printed
 from openwork import patching, runs, store
 from openwork.circuit import Circuit
 from openwork.errors import UsageError
-from openwork.explain import symbolic_formula
 from openwork.explain.decided import evidence_of
+from openwork.explain.programs import symbolic_formula
 from openwork.forms import write_form, write_formulas
 from openwork.patching import support
 from openwork.presets import PRESETS

@@ -12,9 +12,9 @@ from torch import nn
 from openwork import patching
 from openwork.circuit import FAILS, HOLDS, Circuit, Explanation
 from openwork.errors import UsageError
-from openwork.explain.interchange import interchanges
-from openwork.explain.scores import Interchanges, Nulls, ScoreSettings, score
-from openwork.explain.topic import Observed, Sample, Topic
+from openwork.explain.words.interchange import interchanges
+from openwork.explain.words.scores import Interchanges, Nulls, ScoreSettings, score
+from openwork.explain.words.topic import Observed, Sample, Topic
 from openwork.planted import Case, make_case
 
 NAMES = ("multiplexer4", "exactly_two_3x8", "cross_without_frame+decoy", "hand_previous_6x12")

@@ -36,11 +36,11 @@ from llm_server import Body, Proxy, Reader
 from openwork import cli, tables
 from openwork.circuit import Explanation
 from openwork.errors import OpenworkError, RunError, UsageError
-from openwork.explain.llm import LLMOptions, client, make_llm_author, prompts
-from openwork.explain.llm.author import Account, read_account
-from openwork.explain.llm.judge import levels, read_keyed, snippet_text, yes_no
-from openwork.explain.llm.ledger import Ledger
-from openwork.explain.llm.request import (
+from openwork.explain.words.llm import LLMOptions, client, make_llm_author, prompts
+from openwork.explain.words.llm.author import Account, read_account
+from openwork.explain.words.llm.judge import levels, read_keyed, snippet_text, yes_no
+from openwork.explain.words.llm.ledger import Ledger
+from openwork.explain.words.llm.request import (
     Request,
     Unreadable,
     clean,
@@ -49,8 +49,8 @@ from openwork.explain.llm.request import (
     text_of,
     tokens_of,
 )
-from openwork.explain.scoring.question import Question
-from openwork.explain.topic import Dossier, Observed, Sample, Topic
+from openwork.explain.words.scoring.question import Question
+from openwork.explain.words.topic import Dossier, Observed, Sample, Topic
 
 pytest.importorskip("openai", reason="the extra llm is not installed: pip install 'openwork[llm]'")
 
@@ -192,7 +192,7 @@ def test_labels_of_its_own_parts_are_told_unless_the_card_names_them(tmp_path: P
 
 def test_from_author_to_scores(tmp_path: Path) -> None:
     """Right explanations are supported on held-out examples; the same words about another part are not."""
-    scores = pytest.importorskip("openwork.explain.scores", reason="the scores are not there")
+    scores = pytest.importorskip("openwork.explain.words.scores", reason="the scores are not there")
     held_out, parts = cases.observed(cases.sample("verify", 1, n=120), 4), 4
     rng = np.random.default_rng(3)
     draws = tuple(

@@ -27,11 +27,11 @@ import llm_cases as cases
 from llm_server import Proxy
 from openwork.circuit import Explanation
 from openwork.errors import RunError, UsageError
-from openwork.explain.llm import LLMOptions, client, make_llm_author
-from openwork.explain.llm.author import LLMAuthor
-from openwork.explain.llm.huggingface import HuggingFace
-from openwork.explain.llm.judge import LLMJudge
-from openwork.explain.llm.request import Request
+from openwork.explain.words.llm import LLMOptions, client, make_llm_author
+from openwork.explain.words.llm.author import LLMAuthor
+from openwork.explain.words.llm.huggingface import HuggingFace
+from openwork.explain.words.llm.judge import LLMJudge
+from openwork.explain.words.llm.request import Request
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed: pip install 'openwork[hf]'")

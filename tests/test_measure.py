@@ -15,7 +15,7 @@ import planted
 from openwork import models, patching
 from openwork.circuit import Circuit
 from openwork.errors import UsageError
-from openwork.explain.measure import (
+from openwork.explain.words.measure import (
     Legend,
     Measured,
     damage_elsewhere,
@@ -25,9 +25,9 @@ from openwork.explain.measure import (
     two_answers,
     unit_of,
 )
-from openwork.explain.topic import Topic
-from openwork.explain.topics import kept_nodes, live_nodes, name_of, pieces, random_parts, topics_of
-from openwork.explain.wires import MATRIX, RESIDUAL, STEERS, channel_tokens, wires_of
+from openwork.explain.words.topic import Topic
+from openwork.explain.words.topics import kept_nodes, live_nodes, name_of, pieces, random_parts, topics_of
+from openwork.explain.words.wires import MATRIX, RESIDUAL, STEERS, channel_tokens, wires_of
 from openwork.tasks.task import Split, Task, losses
 
 READ = Legend(page_runs.decode)

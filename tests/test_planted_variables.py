@@ -7,8 +7,8 @@ import pytest
 
 from openwork import patching
 from openwork.errors import RunError, UsageError
-from openwork.explain.rules import Rules, RulesJudge
-from openwork.explain.topic import Dossier, Observed, Sample, Topic
+from openwork.explain.words.rules import Rules, RulesJudge
+from openwork.explain.words.topic import Dossier, Observed, Sample, Topic
 from openwork.planted import BASES, BUSY, Case, make_case
 from openwork.planted.names import ENOUGH, alike, match, named, varies
 from openwork.planted.variables import CONSTANT, ONE_HOT, Node, variables, words

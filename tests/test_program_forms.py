@@ -15,15 +15,23 @@ from c_files import logits_of as printed
 from openwork import patching
 from openwork.circuit import Circuit
 from openwork.errors import UsageError
-from openwork.explain.binarised import BinariseSettings, Levels, binarise, leveled, with_levels
-from openwork.explain.bits import depends_on, formula_of_binarised, formula_of_program, roles
-from openwork.explain.boolean_formula import boolean_account, differences
 from openwork.explain.decided import agreement, answers_of, logits_of, preferred, spread
-from openwork.explain.decision_rules import Branch, Leaf, decide, fit, rules_of, short_threshold, shortest_between
-from openwork.explain.emit_c import emit_c
-from openwork.explain.image_program import emit_image_c, look_python, lower_cnn, maps_of, run_image
-from openwork.explain.lower_perceptron import feature_names, identifiers, lower_perceptron
-from openwork.explain.program import CURVES, Bend, Feature, from_dict, run, size, to_dict
+from openwork.explain.programs.binarised import BinariseSettings, Levels, binarise, leveled, with_levels
+from openwork.explain.programs.bits import depends_on, formula_of_binarised, formula_of_program, roles
+from openwork.explain.programs.boolean_formula import boolean_account, differences
+from openwork.explain.programs.decision_rules import (
+    Branch,
+    Leaf,
+    decide,
+    fit,
+    rules_of,
+    short_threshold,
+    shortest_between,
+)
+from openwork.explain.programs.emit_c import emit_c
+from openwork.explain.programs.image_program import emit_image_c, look_python, lower_cnn, maps_of, run_image
+from openwork.explain.programs.lower_perceptron import feature_names, identifiers, lower_perceptron
+from openwork.explain.programs.program import CURVES, Bend, Feature, from_dict, run, size, to_dict
 from openwork.models import CNN, MLP, CNNConfig, MLPConfig
 from openwork.models.cnn import ConvBlock
 from openwork.patching import support
@@ -366,7 +374,7 @@ def test_the_roles_of_two_valued_nodes_are_what_they_compute() -> None:
     program = with_levels(
         lower_perceptron(model, circuit, reference, ids, texts, feature_names(64, "digits")), two.levels
     )
-    from openwork.explain.program import Trace
+    from openwork.explain.programs.program import Trace
 
     x = task.split("verify").inputs[0].double().numpy()
     trace = Trace(program, x)
@@ -414,7 +422,7 @@ def test_levels_are_two_and_only_where_asked() -> None:
 
 def test_training_lowers_what_it_is_trained_on() -> None:
     model, circuit, reference, task = digits_case()
-    from openwork.explain.binarised import _Leveled
+    from openwork.explain.programs.binarised import _Leveled
 
     run_of = _Leveled(model, circuit, reference)
     split = task.split("discover")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from openwork.explain import predicates as p
-from openwork.explain.candidates import candidates
-from openwork.explain.rules import Rules, RulesJudge, sentence, spread
-from openwork.explain.search import FLOOR, Found, Halves
-from openwork.explain.topic import Dossier, Observed, Sample, Topic
+from openwork.explain.words import predicates as p
+from openwork.explain.words.candidates import candidates
+from openwork.explain.words.rules import Rules, RulesJudge, sentence, spread
+from openwork.explain.words.search import FLOOR, Found, Halves
+from openwork.explain.words.topic import Dossier, Observed, Sample, Topic
 from openwork.planted.names import agreement, alike, match, named, varies
 
 LETTERS = ("a", "b", "c", "d")

@@ -16,10 +16,10 @@ from scipy.stats import binom, kstest, pearsonr, rankdata, spearmanr
 from openwork import stats
 from openwork.circuit import FAILS, HOLDS, UNDECIDED, Evidence, Explanation
 from openwork.errors import UsageError
-from openwork.explain.scores import SCORES, Interchanges, Nulls, Question, ScoreSettings, score, support
-from openwork.explain.scoring import Hearing, Material
-from openwork.explain.scoring.question import Executed, choose
-from openwork.explain.topic import Observed, Sample
+from openwork.explain.words.scores import SCORES, Interchanges, Nulls, Question, ScoreSettings, score, support
+from openwork.explain.words.scoring import Hearing, Material
+from openwork.explain.words.scoring.question import Executed, choose
+from openwork.explain.words.topic import Observed, Sample
 from scored_worlds import K, explanations, judge, observed, on_tokens, said, sample, topics, world
 
 FAST = ScoreSettings(draws=499)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from openwork.errors import UsageError
-from openwork.explain.symbolic_formula import formulas_of, formulas_of_model, length_of, r2
+from openwork.explain.programs.symbolic_formula import formulas_of, formulas_of_model, length_of, r2
 from openwork.tasks.symbolic import FORMULAS, symbolic_data
 
 NAMES = ("x1", "x2", "x3")

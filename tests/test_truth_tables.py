@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openwork.errors import UsageError
-from openwork.explain.truth_tables import (
+from openwork.explain.programs.truth_tables import (
     Formula,
     formula_of,
     negated,

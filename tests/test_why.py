@@ -21,11 +21,11 @@ from openwork import cli, files, patching, store
 from openwork.circuit import Circuit
 from openwork.decisions import open_setting, why
 from openwork.errors import RunError, UsageError
-from openwork.explain.account import Account
 from openwork.explain.accounts import accountant
-from openwork.explain.decision import Explainer, Words
-from openwork.explain.flips import Affine, flip_tokens, flip_vectors
-from openwork.explain.paths import count_paths, strongest_paths
+from openwork.explain.accounts.account import Account
+from openwork.explain.accounts.decision import Explainer, Words
+from openwork.explain.accounts.flips import Affine, flip_tokens, flip_vectors
+from openwork.explain.accounts.paths import count_paths, strongest_paths
 from openwork.models import MLP, Components, MLPConfig, Transformer, TransformerConfig, build
 from openwork.models.mlp import EmbeddingConfig
 from openwork.planted import boolean, make_case

@@ -66,8 +66,8 @@ class Evidence:
 class Explanation:
     """One account of what a node, module or circuit does: in words (`text`) or as code that runs (`program`).
 
-    predicate  where it expects activity, as plain data that can be executed (see `explain.predicates`); {} if it is
-               in words alone
+    predicate  where it expects activity, as plain data that can be executed (see `explain.words.predicates`); {} if it
+               is in words alone
     details    what else its author said, field by field: what is read, computed, written, and so on
     """
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from openwork.decisions import Setting, open_setting, read_ids, sequence
 from openwork.errors import RunError, UsageError
-from openwork.explain.decision import Reasons
+from openwork.explain.accounts.decision import Reasons
 from openwork.files import new_file
 from openwork.patching import Inputs
 from openwork.progress import Progress

@@ -25,8 +25,8 @@ from torch import Tensor
 from openwork import store
 from openwork.errors import RunError, UsageError, unknown
 from openwork.explain.accounts import Accountant
-from openwork.explain.decision import Explainer, Words
-from openwork.explain.flips import Affine, Change, Found, flip_tokens, flip_vectors
+from openwork.explain.accounts.decision import Explainer, Words
+from openwork.explain.accounts.flips import Affine, Change, Found, flip_tokens, flip_vectors
 from openwork.patched_run import KINDS
 from openwork.patching import Inputs
 from openwork.progress import Progress

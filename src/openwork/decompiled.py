@@ -1,11 +1,12 @@
 """A circuit of a run as a Python file: made, written, run on examples it was not made on, and kept as an explanation.
 
-The same program is written in C beside it (see `explain.emit_c`), which reads token ids where the Python reads text.
+The same program is written in C beside it (see `explain.programs.emit_c`), which reads token ids where the Python reads
+text.
 
-The program is made from the circuit's weights and the inputs of the discover split (see `explain.simplify`). Then the
-written file itself decides the examples of the verify and ood splits, in a process of its own, and is compared with the
-circuit and with the whole model. Text and figures become an `Explanation` of the circuit, the program and its key
-program.json in the circuit's folder.
+The program is made from the circuit's weights and the inputs of the discover split (see `explain.programs.simplify`).
+Then the written file itself decides the examples of the verify and ood splits, in a process of its own, and is compared
+with the circuit and with the whole model. Text and figures become an `Explanation` of the circuit, the program and its
+key program.json in the circuit's folder.
 
 Knows run folders, and how a kind of model becomes a program. Does not know what a pass does.
 """
@@ -29,14 +30,14 @@ import torch
 from openwork import patching, store
 from openwork.circuit import Circuit, Evidence, Explanation
 from openwork.errors import RunError, UsageError
-from openwork.explain import program as programs
 from openwork.explain.decided import evidence_of
-from openwork.explain.emit_c import emit_c
-from openwork.explain.emit_python import emit_python, quoted
-from openwork.explain.lower_transformer import lower_transformer
-from openwork.explain.names import readable
-from openwork.explain.program import Ids, Program
-from openwork.explain.simplify import VERSION, Judge, Pool, pool_of, simplified
+from openwork.explain.programs import program as programs
+from openwork.explain.programs.emit_c import emit_c
+from openwork.explain.programs.emit_python import emit_python, quoted
+from openwork.explain.programs.lower_transformer import lower_transformer
+from openwork.explain.programs.names import readable
+from openwork.explain.programs.program import Ids, Program
+from openwork.explain.programs.simplify import VERSION, Judge, Pool, pool_of, simplified
 from openwork.models.transformer import Transformer
 from openwork.runs import Run, circuit_folder, keep, key_of, open_run
 from openwork.tasks.task import Split, Task
@@ -180,7 +181,7 @@ def unique_words(decode: Callable[[int], str], vocab: int) -> tuple[str, ...]:
 
 
 def kinds_of(words: Sequence[str]) -> Ids:
-    """A number per token: words that could stand for one another share one (see `explain.simplify.pool_of`)."""
+    """A number per token: words that could stand for one another share one (see `programs.simplify.pool_of`)."""
     forms = ("[A-Za-z_]+", " [A-Za-z_]+", "[0-9]+", " [0-9]+")
     found = [[k for k, form in enumerate(forms, 1) if re.fullmatch(form, w)] for w in words]
     return np.array([k[0] if k else 0 for k in found], dtype=np.int64)

@@ -3,9 +3,10 @@
     detector.json   beside a run's model: decision, typical flow, the model's and the schema's digests
     schema.json     the columns that it reads
 
-The reason for an alert is exact: on the straight way from a typical normal flow to this one (see `explain.along`), what
-each column adds to the evidence for the attack, log-odds against normal; what the typical flow has already and the
-columns' shares sum to the evidence. Judges in float32 and reasons in float64, by NumPy alone.
+The reason for an alert is exact: on the straight way from a typical normal flow to this one (see
+`explain.accounts.along`), what each column adds to the evidence for the attack, log-odds against normal; what the
+typical flow has already and the columns' shares sum to the evidence. Judges in float32 and reasons in float64, by NumPy
+alone.
 
 Knows schemas and weights. Does not know where flows come from, nor what becomes of alerts.
 
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from openwork.errors import RunError, UsageError
-from openwork.explain.along import Layer, along, forward
+from openwork.explain.accounts.along import Layer, along, forward
 from openwork.export.parts import compacted
 from openwork.files import new_folder, read_json, read_model_header, write_json
 from openwork.models.mlp import MLP

@@ -24,9 +24,9 @@ from openwork import store
 from openwork.circuit import Circuit, Explanation
 from openwork.errors import UsageError, unknown
 from openwork.explain import AUTHORS
-from openwork.explain.card import VERSION as CARD_VERSION
-from openwork.explain.card import clip, make_card, told
-from openwork.explain.measure import (
+from openwork.explain.words.card import VERSION as CARD_VERSION
+from openwork.explain.words.card import clip, make_card, told
+from openwork.explain.words.measure import (
     Legend,
     Measured,
     damage_elsewhere,
@@ -35,11 +35,11 @@ from openwork.explain.measure import (
     sample_of,
     unit_of,
 )
-from openwork.explain.rules import Rules, RulesJudge
-from openwork.explain.scores import SCORES, support
-from openwork.explain.topic import Author, Dossier, Judge, Topic
-from openwork.explain.topics import topics_of
-from openwork.explain.wires import channel_tokens, wires_of
+from openwork.explain.words.rules import Rules, RulesJudge
+from openwork.explain.words.scores import SCORES, support
+from openwork.explain.words.topic import Author, Dossier, Judge, Topic
+from openwork.explain.words.topics import topics_of
+from openwork.explain.words.wires import channel_tokens, wires_of
 from openwork.files import plain
 from openwork.llm_options import LLMOptions
 from openwork.modules import FOLDER, load_modules
@@ -142,7 +142,7 @@ def _author(name: str, run: Run, llm: LLMOptions | None, seed: int) -> _Maker:
     if name == "rules":
         return _Maker(Rules(), RulesJudge(), dict)
     if name == "llm":
-        from openwork.explain.llm import make_llm_author
+        from openwork.explain.words.llm import make_llm_author
 
         author, judge, ledger = make_llm_author(llm or LLMOptions(), run.path / "llm", seed)
         return _Maker(author, cast(Judge, judge), ledger.summary)

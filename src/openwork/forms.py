@@ -28,17 +28,17 @@ import numpy as np
 from openwork import patching, store
 from openwork.circuit import Circuit, Evidence, Explanation
 from openwork.errors import RunError, UsageError, unknown
-from openwork.explain.binarised import Binarised, BinariseSettings, binarise, with_levels
-from openwork.explain.bits import formula_of_binarised, merged_bits, roles
-from openwork.explain.boolean_formula import boolean_account
 from openwork.explain.decided import JUDGED, Ids, answers_of, evidence_of, logits_of, preferred
-from openwork.explain.decision_rules import rules_of, short_threshold
-from openwork.explain.emit_c import emit_c
-from openwork.explain.emit_features import MAIN, emit_features, formula_lines, quoted, rounded
-from openwork.explain.image_program import ImageProgram, emit_image_c, lower_cnn
-from openwork.explain.lower_perceptron import feature_names, identifiers, lower_perceptron
-from openwork.explain.program import Program
-from openwork.explain.symbolic_formula import formulas_of_model
+from openwork.explain.programs.binarised import Binarised, BinariseSettings, binarise, with_levels
+from openwork.explain.programs.bits import formula_of_binarised, merged_bits, roles
+from openwork.explain.programs.boolean_formula import boolean_account
+from openwork.explain.programs.decision_rules import rules_of, short_threshold
+from openwork.explain.programs.emit_c import emit_c
+from openwork.explain.programs.emit_features import MAIN, emit_features, formula_lines, quoted, rounded
+from openwork.explain.programs.image_program import ImageProgram, emit_image_c, lower_cnn
+from openwork.explain.programs.lower_perceptron import feature_names, identifiers, lower_perceptron
+from openwork.explain.programs.program import Program
+from openwork.explain.programs.symbolic_formula import formulas_of_model
 from openwork.models import CNN, MLP
 from openwork.runs import Run, circuit_folder, keep, open_run
 from openwork.tasks.symbolic import SymbolicData

@@ -18,11 +18,11 @@ from torch import nn
 
 from openwork import patching, stats
 from openwork.circuit import Circuit, Explanation
-from openwork.explain.interchange import interchanges
-from openwork.explain.measure import measure
-from openwork.explain.scores import Interchanges, Nulls, ScoreSettings, score
-from openwork.explain.topic import Judge, Observed, Sample, Topic
-from openwork.explain.topics import random_parts
+from openwork.explain.words.interchange import interchanges
+from openwork.explain.words.measure import measure
+from openwork.explain.words.scores import Interchanges, Nulls, ScoreSettings, score
+from openwork.explain.words.topic import Judge, Observed, Sample, Topic
+from openwork.explain.words.topics import random_parts
 from openwork.patching import Reference
 from openwork.runs import GRANULARITIES, Run, reference_of
 from openwork.searches import shuffled

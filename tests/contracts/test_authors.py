@@ -15,9 +15,9 @@ import pytest
 
 from openwork.circuit import Explanation
 from openwork.errors import UsageError
-from openwork.explain import predicates as p
-from openwork.explain.rules import Rules, RulesJudge
-from openwork.explain.topic import Author, Dossier, Judge, Observed, Sample, Topic
+from openwork.explain.words import predicates as p
+from openwork.explain.words.rules import Rules, RulesJudge
+from openwork.explain.words.topic import Author, Dossier, Judge, Observed, Sample, Topic
 
 AUTHORS: dict[str, Callable[[], tuple[Author, Judge]]] = {"rules": lambda: (Rules(), RulesJudge())}
 WORDS = ("<s>", "a", "b", "c", "(", ")", '"', "\n")

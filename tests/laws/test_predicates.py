@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openwork.errors import UsageError
-from openwork.explain import predicates as p
-from openwork.explain.reading import OPENERS, Reading
-from openwork.explain.topic import Sample
+from openwork.explain.words import predicates as p
+from openwork.explain.words.reading import OPENERS, Reading
+from openwork.explain.words.topic import Sample
 
 WORDS = ("a", "b", "c", "(", ")", '"', "\n", " x")
 

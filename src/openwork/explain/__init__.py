@@ -2,10 +2,10 @@
 
 `build_dossier`: the facts of a circuit that a reader works from. `build_wiring`: a network in space. `Explainer`: the
 reason for one decision, as an exact sum along a circuit's paths. AUTHORS: who may say in words what a circuit and its
-parts do; every explanation is tested (see `explain.scores`).
+parts do; every explanation is tested (see `explain.words.scores`).
 """
 
-from openwork.explain.decision import Explainer
+from openwork.explain.accounts.decision import Explainer
 from openwork.explain.dossier import VERSION, build_dossier
 from openwork.explain.wiring import build_wiring
 
