@@ -506,6 +506,7 @@ def test_a_circuit_becomes_a_file_that_runs_and_its_explanation(planted: Path, t
     assert {e["claim"]: e["verdict"] for e in told["evidence"]} == dict.fromkeys(
         [f"program_decides_as_{what}{split}" for split in ("", "_ood") for what in ("circuit", "model")], HOLDS
     )
+    assert "advice" not in told  # the circuit decides as the model
     text = out.read_text()
     assert "previous(" in text and told["lines"] <= text.count("\n") < 120
     assert "verify     192 examples: as the circuit 100.0%" in text
@@ -523,6 +524,18 @@ def test_a_circuit_becomes_a_file_that_runs_and_its_explanation(planted: Path, t
     decompile_circuit(planted, "task-planted", out)  # from what is put away: the same file, one explanation
     assert out.read_bytes() == before
     assert len(store.load_circuit(planted / "circuits" / "task-planted").explanations) == 1
+
+
+def test_of_a_circuit_unlike_its_model_the_next_step_is_said(planted: Path, tmp_path: Path) -> None:
+    whole = store.load_circuit(planted / "circuits" / "task-planted")
+    result = json.loads((planted / "circuits" / "task-planted" / "result.json").read_text())
+    for settings, step in (({}, None), ({"target": 0.15}, f"openwork discover {planted} --task")):
+        empty = (whole - whole).with_origin(**{**whole.origin, "settings": settings})
+        runs.keep(planted / "circuits" / "task-empty", empty, {"result.json": result})
+        advice = decompile_circuit(planted, "task-empty", tmp_path / "empty.py")["advice"]
+        assert "of the discover split" in advice
+        assert (step is None and "openwork" not in advice) or (step is not None and step in advice)
+    assert advice.endswith("--target 0.05.")
 
 
 def test_the_command_says_no_in_one_sentence(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

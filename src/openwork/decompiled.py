@@ -128,7 +128,7 @@ def decompile_circuit(path: Path, name: str, out: Path, floor: float = FLOOR, si
     told["c_file"] = str(twin)
     told |= {k: mine[k] for k in ("lines", "steps", "constants", "tokens")}
     told["evidence"] = [vars(e) | {"details": dict(e.details)} for e in evidence]
-    return told | ({"curve": rows} if simplify else {})
+    return told | ({"curve": rows} if simplify else {}) | _advice(asked, discover)
 
 
 def _asked(path: Path, name: str) -> _Asked:
@@ -153,6 +153,20 @@ def _asked(path: Path, name: str) -> _Asked:
     task = run.task(circuit.origin.get("task", result["task"]))
     ids = answers_of([s for n, s in task.splits.items() if n != "explain"], task.name)
     return _Asked(run, folder, circuit, task, reference, ids, unique_words(decode, run.model.config.vocab))
+
+
+def _advice(asked: _Asked, split: Split) -> dict[str, str]:
+    """What to do where a circuit is less like the model than its program should be; by the split it was found on."""
+    alike = float((asked.decisions(split, asked.circuit) == asked.decisions(split, None)).mean())
+    if alike >= AS_MODEL:
+        return {}
+    target = asked.circuit.origin.get("settings", {}).get("target")
+    command = f"openwork discover {asked.run.path} --task {asked.task.name} --method {asked.circuit.origin['method']}"
+    lower = f" One found for a lower loss may be more alike: {command} --target {target / 3:.2g}." if target else ""
+    return {
+        "advice": f"The circuit itself decides as the model on {alike:.1%} of the {split.name} split, and no program "
+        f"of it can be expected to do better.{lower}"
+    }
 
 
 def _kind(run: Run, result: Mapping[str, Any]) -> str:
