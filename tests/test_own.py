@@ -70,6 +70,20 @@ def test_wrong_names_are_refused_in_one_sentence(here: Path, capsys: pytest.Capt
     assert not (here / "runs").exists()
 
 
+def test_a_function_comes_to_the_same_weights_whatever_the_threads(here: Path) -> None:
+    code = "import torch\nfrom torch import nn\n\n\ndef model():\n    net = nn.Linear(1, 1)\n"
+    code += "    nn.init.constant_(net.weight, torch.get_num_threads())\n    return net\n"
+    (here / "of_threads.py").write_text(code)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert float(own.own_model("of_threads:model").get_parameter("weight").detach()) == 1
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_run_keeps_to_its_model_and_weights(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own_task = "own_model:four_or_nine"
     begun = "discover", "runs/mine", "--task", own_task, "--set", "steps=5"

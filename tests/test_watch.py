@@ -301,6 +301,23 @@ def test_killed_twice_every_good_line_is_judged_once(model: Path, tmp_path: Path
     assert state["flows"] == len(kept) and state["broken"] == 30_000 - len(kept)
 
 
+def test_stopped_between_its_state_and_its_head_a_log_is_made_whole(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, log, out = lines(600), tmp_path / "conn.log", tmp_path / "a.jsonl"
+    log.write_text(HEADER + "".join(rows))
+
+    def killed(*_: Any) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as m, pytest.raises(InterruptedError):
+        m.setattr(audit, "write_head", killed)
+        watch(model, log, out)
+    assert flows(out) == 600 and not verify_log(out)["intact"]
+    watch(model, log, out)  # nothing is left to be judged
+    assert uids(out) == expected(model, rows) and verify_log(out)["intact"]
+
+
 def test_pieces_are_whole_lines(tmp_path: Path) -> None:
     class Drops:
         """A pipe that gives a few bytes at a time."""

@@ -124,7 +124,7 @@ def verify_log(path: Path, key: bytes | None = None) -> Record:
         elif last and entry["prev"] != last:
             problem(lines, f"entry {n} does not follow the entry before it: one of them was replaced")
         expected, last = n + 1, own
-    head = _head(path)
+    head = read_head(path)
     if head is None:
         problem(lines, f"{head_of(path).name} is missing or damaged: whether the log was cut short cannot be told")
     elif not problems and (head.entries, head.hash, head.size) != (expected, last if lines else START, size):
@@ -155,7 +155,8 @@ def _entry(raw: bytes) -> Record | None:
     return entry if good and isinstance(entry["hash"], str) else None
 
 
-def _head(path: Path) -> Head | None:
+def read_head(path: Path) -> Head | None:
+    """A log's end as noted beside it; None where that is missing or damaged."""
     at = head_of(path)
     try:
         return Head(**read_json(at)) if at.exists() else None
@@ -172,6 +173,7 @@ __all__ = [
     "first_of",
     "head_of",
     "key_from",
+    "read_head",
     "verify_log",
     "write_head",
 ]

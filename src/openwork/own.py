@@ -24,6 +24,7 @@ from openwork.circuit import Circuit
 from openwork.errors import OpenworkError, RunError, UsageError, several, unknown
 from openwork.graph import Graph
 from openwork.tasks.task import Inputs, Task
+from openwork.threads import one_thread
 
 SUBJECT = "own"
 CLOSE = 1e-4  # two ways of computing the same logits differ by less, relative to the largest
@@ -65,7 +66,7 @@ def imported(name: str, what: str) -> Callable[..., Any]:
 
 def _made(name: str, what: str, wanted: type, words: str) -> Any:
     try:
-        with torch.enable_grad():  # the function may train
+        with torch.enable_grad(), one_thread():  # it may train, and has to come to the same weights in every process
             value = imported(name, what)()
     except OpenworkError:
         raise

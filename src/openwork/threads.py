@@ -8,6 +8,8 @@ enough. A policy set by the user stays.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,3 +34,16 @@ def set_threads(n: int | None = None) -> int:
         n = int(asked) if asked.isdecimal() and int(asked) > 0 else available_cores()
     torch.set_num_threads(n)
     return n
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """With one thread of torch's: sums come out to the same bit however many cores the machine has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

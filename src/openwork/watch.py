@@ -291,6 +291,9 @@ class Output:
                 if have > size:
                     with path.open("r+b") as f:
                         f.truncate(size)
+            noted = audit.read_head(self.out)
+            if noted is None or noted.entries < self.head.entries:  # stopped between the state and the head
+                audit.write_head(self.out, self.head)
         elif self.out.exists() and self.out.stat().st_size:
             raise UsageError(
                 f"{self.out} exists and no {self.state_at.name} says how far it went; choose another --out."

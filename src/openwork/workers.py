@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openwork.progress import Progress
+from openwork.threads import one_thread
 
 _channel: Any = None  # in a worker: the queue to the parent's bars
 _common: Any = None  # what all jobs of one `map_jobs` hold in common
@@ -110,16 +111,13 @@ def map_jobs(
 
 def _here(jobs: Sequence[Job], progress: Progress, in_common: Any) -> list[Any]:
     global _channel, _common
-    import torch
-
-    threads, before, shown = torch.get_num_threads(), (_channel, _common), _Bars(progress)
-    torch.set_num_threads(1)  # the same sums as in a worker, so the same result
+    before, shown = (_channel, _common), _Bars(progress)
     _channel, _common = shown, in_common
     try:
-        return [j.function(*j.args) for j in jobs]
+        with one_thread():  # as in a worker
+            return [j.function(*j.args) for j in jobs]
     finally:
         _channel, _common = before
-        torch.set_num_threads(threads)
         shown.finish()
 
 
