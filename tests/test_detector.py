@@ -16,7 +16,8 @@ from openwork.detector import Detector, layers_of, load_detector, sentence
 from openwork.errors import RunError, UsageError
 from openwork.explain.accounts.along import Layer, along, forward
 from openwork.export.parts import compacted
-from openwork.intrusion import measure, never_used, run_flows
+from openwork.intrusion import run_flows
+from openwork.judging import measure, never_used
 from openwork.models import build
 from openwork.tasks.flows import generated
 from openwork.tasks.flows.decision import Decision, calibrated, calibration_error

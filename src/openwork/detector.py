@@ -2,11 +2,12 @@
 
     detector.json   beside a run's model: decision, typical flow, the model's and the schema's digests
     schema.json     the columns that it reads
+    modules.json    its modules and what is said of them (see `detector_modules`); not of every detector
 
 The reason for an alert is exact: on the straight way from a typical normal flow to this one (see
 `explain.accounts.along`), what each column adds to the evidence for the attack, log-odds against normal; what the
-typical flow has already and the columns' shares sum to the evidence. Judges in float32 and reasons in float64, by NumPy
-alone.
+typical flow has already and the columns' shares sum to the evidence; so do its modules' shares, with those of paths
+from one module to another. Judges in float32 and reasons in float64, by NumPy alone.
 
 Knows schemas and weights. Does not know where flows come from, nor what becomes of alerts.
 
@@ -21,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from openwork.errors import RunError, UsageError
-from openwork.explain.accounts.along import Layer, along, forward
-from openwork.export.parts import compacted
+from openwork.explain.accounts.along import Layer, Ways, along, forward
+from openwork.export.parts import compacted, needed
 from openwork.files import new_folder, read_json, read_model_header, write_json
 from openwork.models.mlp import MLP
 from openwork.store import load_model
@@ -37,8 +38,42 @@ from openwork.tasks.flows.schema import Batch, Schema, texts_of
 VERSION = 1
 FLIPS = 3  # columns that the smallest flip may change
 TOP = 8  # columns that are tried for it
+MODULES = "modules.json"
+TOLD = 3  # modules, and pairs of them, that are told of an alert one by one
+LEAST = 0.02  # share of what all modules and pairs add, in size, from which one is told
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Modules:
+    """What is known of a detector's modules.
+
+    of      per hidden layer of the network as trained, the module of every neuron; () where there are none
+    names, labels  of each module; a label says for which attack it speaks and what it reads
+    holds  claims that hold of each (see `detector_modules`)
+    note    what was found of modules, in a sentence, also where there are none
+    """
+
+    of: tuple[np.ndarray, ...]
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    holds: tuple[tuple[str, ...], ...]
+    note: str
+
+
+class Shares(NamedTuple):
+    """What the evidence of N flows is made of.
+
+    columns  [N, columns of the schema], what each adds
+    before, after  [N], the evidence of the typical flow, and of each flow
+    modules  [N, k, k], what paths from each module to each add (one module where none are known)
+    """
+
+    columns: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    modules: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +83,7 @@ class Detector:
     layers   weights and biases in float64, a ReLU after all but the last
     typical  column -> value of a typical normal flow, as a person reads it (median, or most usual value)
     digest   of the model's weights, schema and decision together: what an alert is signed with
+    modules  None where nothing is known of them
     """
 
     schema: Schema
@@ -55,6 +91,7 @@ class Detector:
     decision: Decision
     typical: Mapping[str, Any]
     digest: str
+    modules: Modules | None = None
 
     @cached_property
     def start(self) -> np.ndarray:
@@ -77,27 +114,41 @@ class Detector:
         """The layers in float64 without the hidden neurons that nothing enters or leaves."""
         return compacted(self.layers)
 
+    @cached_property
+    def sides(self) -> tuple[np.ndarray, ...] | None:
+        """Per layer of `exact`, the module of every hidden neuron; None where there are no modules."""
+        if self.modules is None or not self.modules.of:
+            return None
+        return tuple(of[left] for of, left in zip(self.modules.of, needed(self.layers), strict=True))
+
     def judge(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features float32 [N, F], scores [N] and classes [N] (0: no alert) of rows."""
         x = self.schema.encode(batch)
         out = self.logits(x)
         return x, self.decision.scores(out), self.decision.decide(out)
 
-    def shares(self, x: np.ndarray, attacks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For flows (features [N, F]) and the attack that each is told to be [N]: what each column adds to the evidence
-        [N, columns of the schema], the evidence of the typical flow [N], and that of this one [N].
+    def shares(self, x: np.ndarray, attacks: np.ndarray) -> Shares:
+        """What the evidence of flows (features [N, F]) for the attack that each is told to be [N] is made of.
 
         The evidence is the attack's logit less the normal one's.
         """
+        ways = self.ways(x, attacks)
+        return Shares(self.by_column(ways.shares), ways.before, ways.after, ways.pairs)
+
+    def ways(self, x: np.ndarray, attacks: np.ndarray) -> Ways:
+        """The straight ways from the typical flow to others (features [N, F]), for the evidence of their attacks."""
         to = np.zeros((len(x), len(self.schema.classes)))
         to[np.arange(len(x)), attacks] = 1.0
         to[:, 0] = -1.0
-        ways = along(self.exact, self.start, x.astype(np.float64), to)
-        by = np.zeros((len(self.schema.columns), len(x)))
-        np.add.at(by, np.array(self.schema.column_of), ways.shares.T)
-        return by.T, ways.before, ways.after
+        return along(self.exact, self.start, x.astype(np.float64), to, self.sides)
 
-    def reasons(self, rows: Batch, shares: tuple[np.ndarray, np.ndarray, np.ndarray], top: int = 5) -> list[Record]:
+    def by_column(self, shares: np.ndarray) -> np.ndarray:
+        """Shares of features [N, F] summed over each column of the schema [N, columns]."""
+        by = np.zeros((len(self.schema.columns), len(shares)))
+        np.add.at(by, np.array(self.schema.column_of), shares.T)
+        return by.T
+
+    def reasons(self, rows: Batch, shares: Shares, top: int = 5) -> list[Record]:
         """Why flows are alerts, as plain data.
 
         rows    as they were read, N
@@ -105,9 +156,9 @@ class Detector:
 
         Of each, `reasons` has the columns that add or take most, with value, unit, normal range and contribution;
         `rest` what the others add together; `typical` what the typical flow has already: all sum to `evidence`, but
-        for the `remainder`, which is rounding.
+        for the `remainder`, which is rounding. `modules` tells the same sum by modules, see `_by_module`.
         """
-        by, before, after = shares
+        by, before, after = shares.columns, shares.before, shares.after
         out = []
         for k in range(len(by)):
             order = [int(i) for i in np.argsort(-np.abs(by[k]), kind="stable") if by[k, i] != 0]
@@ -115,9 +166,39 @@ class Detector:
             rest = float(sum(by[k, i] for i in order[top:]))
             out.append({
                 "evidence": float(after[k]), "typical": float(before[k]), "reasons": told, "rest": rest,
-                "remainder": float(after[k] - before[k] - by[k].sum()),
+                "remainder": float(after[k] - before[k] - by[k].sum()), "modules": self._by_module(shares, k),
             })  # fmt: skip
         return out
+
+    def _by_module(self, shares: Shares, k: int) -> Record | None:
+        """What modules add to the evidence of flow k, None where none are known.
+
+        `shares` has at most TOLD modules, those that add or take most, with name, label and the claims that hold of
+        each; `between` the same of paths from one module to another; `rest` is what all others add together. With what
+        the typical flow has they sum to the evidence, but for the `remainder`.
+        """
+        known = self.modules
+        if known is None or not known.of:
+            return None
+        of = shares.modules[k].copy()
+        size, total = np.abs(of), float(of.sum())
+        large = np.argwhere(size >= max(LEAST * size.sum(), 1e-300))
+        pairs = [(int(m), int(n)) for m, n in large[np.argsort(-size[tuple(large.T)], kind="stable")]]
+        own, crossing = [m for m, n in pairs if m == n][:TOLD], [(m, n) for m, n in pairs if m != n][:TOLD]
+        told = [
+            {
+                "module": known.names[m],
+                "label": known.labels[m],
+                "holds": list(known.holds[m]),
+                "share": float(of[m, m]),
+            }
+            for m in own
+        ]
+        between = [{"from": known.names[m], "to": known.names[n], "share": float(of[m, n])} for m, n in crossing]
+        for m, n in [*zip(own, own, strict=True), *crossing]:
+            of[m, n] = 0
+        remainder = float(shares.after[k] - shares.before[k] - total)
+        return {"shares": told, "between": between, "rest": float(of.sum()), "remainder": remainder}
 
     @cached_property
     def _normal(self) -> list[list[float]]:
@@ -204,8 +285,11 @@ def save_detector(run: Path, schema: Schema, decision: Decision, typical: Mappin
         write_json(temp / "detector.json", data | {"decision": decision.to_dict(), "typical": dict(typical), **facts})
 
 
-def load_detector(run: Path) -> Detector:
-    """The detector in a run's folder; UsageError where there is none, RunError where its parts do not fit together."""
+def load_detector(run: Path, with_modules: bool = True) -> Detector:
+    """The detector in a run's folder; UsageError where there is none, RunError where its parts do not fit together.
+
+    with_modules  read what is known of its modules too
+    """
     at = run / "detector"
     if not (at / "detector.json").exists():
         raise UsageError(f"{run} holds no detector; make one with: openwork run flows --out {run}")
@@ -219,7 +303,22 @@ def load_detector(run: Path) -> Detector:
     layers = layers_of(load_model(run / "model"))
     decision = Decision.from_dict(data["decision"])
     digest = hashlib.sha256(f"{data['model']} {data['schema']} {sorted(data['decision'].items())}".encode()).hexdigest()
-    return Detector(schema, layers, decision, data["typical"], digest)
+    modules = _modules(at / MODULES, data["model"], layers) if with_modules else None
+    return Detector(schema, layers, decision, data["typical"], digest, modules)
+
+
+def _modules(at: Path, model: str, layers: Sequence[Layer]) -> Modules | None:
+    """What modules.json says; None where there is none; RunError where it is of another model."""
+    if not at.exists():
+        return None
+    data = read_json(at)
+    of = tuple(np.array(m, dtype=np.int64) for m in data["of"])
+    fits = not of or [len(m) for m in of] == [len(b) for _, b in layers[:-1]]
+    if data.get("version") != VERSION or data["model"] != model or not fits:
+        raise RunError(f"{at} belongs to another model or version; delete it, or run openwork run flows again.")
+    said = data["modules"]
+    holds = tuple(tuple(e["claim"] for e in m["evidence"] if e["verdict"] == "holds") for m in said)
+    return Modules(of, tuple(m["name"] for m in said), tuple(m["label"] for m in said), holds, data["note"])
 
 
 def layers_of(model: Any) -> tuple[Layer, ...]:
@@ -232,4 +331,15 @@ def layers_of(model: Any) -> tuple[Layer, ...]:
     )
 
 
-__all__ = ["Detector", "layers_of", "load_detector", "plain_value", "save_detector", "sentence", "typical_flow"]
+__all__ = [
+    "MODULES",
+    "Detector",
+    "Modules",
+    "Shares",
+    "layers_of",
+    "load_detector",
+    "plain_value",
+    "save_detector",
+    "sentence",
+    "typical_flow",
+]

@@ -35,6 +35,7 @@ WEAK = 0.8  # detection rate of a class that its interval has to reach for nothi
 SEEN = 0.001  # share of flows from which what the training rows did not have is told
 SPLITS = {"train": "train", "discover": "threshold", "verify": "held out", "explain": "explanations", "ood": "test log"}
 CLAIM = ("claim", "verdict", "sentence", "value", "unit", "interval", "null", "null_value", "p", "n", "split")
+ONE_SEED = "Every model was trained once, so whether another training would decide the same way is not known."
 NONE_BUT = '--pdf needs WeasyPrint and Pango: pip install "openwork[pdf]", and Pango from the system\'s packages'
 
 
@@ -141,6 +142,7 @@ def gather(run: Path) -> Record:
         "tables": [_table(t, rows) for t, rows in result["tables"].items()] if is_flows else [],
         "data": _data(run, settings) if is_flows else None,
         "models": [_model(name, folder) for name, folder in at.items()],
+        "seeds": _seeds(run, settings) if is_flows else None,
         "exports": list(_exports(run, at)),
     }  # fmt: skip
 
@@ -153,6 +155,15 @@ def _first(settings: Record) -> str:
         else f"Every model was trained with {n} seeds: tables of all models give means, what is told of one is of "
         "the first."
     )
+
+
+def _seeds(run: Path, settings: Record) -> Record:
+    """Whether the seeds decide alike; where every model was trained once, that this is not known."""
+    from openwork.between_seeds import compare_seeds
+
+    if int(settings.get("seeds", 1)) > 1 and (found := compare_seeds(run)) is not None:
+        return found
+    return {"rows": [], "verdicts": [], "attacks": [], "sentences": [ONE_SEED]}
 
 
 def _other(settings: Record) -> str:
@@ -216,6 +227,9 @@ def _model(name: str, at: Path) -> Record:
         more = _detector(at)
         facts, told, limits = facts + more["facts"], told[:1] + more["figures"], more["limits"]
         out["classes"] = more["classes"]
+        if dict(settings["regimes"]).get("dense") is None:
+            out["modules"] = flows.modules_of(at)
+            limits += list(_not_held_of_modules(out["modules"]))
     elif told:
         limits.append("Its figures have no intervals: they are of one training with one seed.")
     limits += list(_not_known(circuits))
@@ -270,6 +284,19 @@ def _not_held(circuit: Record) -> Iterator[str]:
             yield f"{circuit['name']}, explanation of {x['subject']} by {x['author']} ({x['mark']}): {x['text']}"
 
 
+def _not_held_of_modules(known: Record | None) -> Iterator[str]:
+    """What is not known of a detector's modules, and the claims about them that do not hold."""
+    if known is None:
+        yield "Nothing is known of its modules: they were not looked for when this run was made."
+        return
+    if not known["modules"]:
+        yield known["note"]
+    for m in known["modules"]:
+        for e in m["evidence"]:
+            if e["verdict"] != "holds":
+                yield f"{m['name']}, {e['claim']} ({e['verdict']}): {e['sentence']}"
+
+
 def _exports(run: Path, at: Mapping[str, Path]) -> Iterator[Record]:
     """Exports in the run's folder, and whether they are of a model of this report."""
     from openwork.detector import load_detector
@@ -292,7 +319,7 @@ def _exports(run: Path, at: Mapping[str, Path]) -> Iterator[Record]:
 def _detector(at: Path) -> Record:
     """Figures of a detector with intervals, class by class, and what they say it cannot do."""
     from openwork.detector import load_detector
-    from openwork.intrusion import never_used
+    from openwork.judging import never_used
     from openwork.tasks.flows.prepared import Prepared
 
     d, settings = load_detector(at), files.read_yaml(at / "run.yaml")

@@ -221,7 +221,7 @@ def alerts(detector: Detector, known: Mapping[str, Known], batch: Batch, n: int,
         return []
     rows = {name: column[at] for name, column in batch.items()}
     shares = detector.shares(x[at], classes[at])
-    told, flips = detector.reasons(rows, shares), detector.flips(x[at], shares[0])
+    told, flips = detector.reasons(rows, shares), detector.flips(x[at], shares.columns)
     used = [c.name for c in detector.schema.used]
     named = [n for n in batch if n not in used]
     out = []
@@ -370,7 +370,11 @@ def watch(
         if written:
             records = found
             if written.model != detector.digest:
-                records = [{"kind": "model", "at": now, "model": detector.digest, "run": str(at)}, *found]
+                note = None if detector.modules is None else detector.modules.note
+                records = [
+                    {"kind": "model", "at": now, "model": detector.digest, "run": str(at), "modules": note},
+                    *found,
+                ]
                 written.model = detector.digest
             written.commit(records, bad, n, piece.place)
         elif to is not None:
@@ -406,7 +410,8 @@ def _header(parser: Parser, source: Path, place: Place) -> None:
 
 
 def replay(log: Path, model: Path, tolerance: float = 1e-9) -> Record:
-    """Computes every alert of a log anew from its stored input and compares: class, score, evidence and contributions.
+    """Computes every alert of a log anew from its stored input and compares: class, score, evidence, contributions, and
+    what its modules carried, where it says so.
 
     Alerts of other versions of the model are counted and left out.
     """
@@ -433,6 +438,8 @@ def replay(log: Path, model: Path, tolerance: float = 1e-9) -> Record:
                 problems.append(f"its score is {float(scores[k]):.9g}, not {e['score']:.9g}")
             elif _far(told[k], e, tolerance):
                 problems.append("its reasons differ")
+            elif e.get("modules") and _modules_far(told[k]["modules"], e["modules"], tolerance):
+                problems.append("what its modules carried differs")
             same += not problems
             differ += [{"entry": e["n"], "problem": p} for p in problems]
     return {"log": str(log), "same": same, "of_other_models": other, "reproduced": not differ, "problems": differ}
@@ -452,6 +459,15 @@ def _far(a: Mapping[str, Any], b: Mapping[str, Any], tolerance: float) -> bool:
     pairs = [(a[k], b[k]) for k in ("evidence", "typical", "rest")]
     pairs += [(r["contribution"], s["contribution"]) for r, s in zip(a["reasons"], b["reasons"], strict=True)]
     return any(abs(x - y) > tolerance * (1 + abs(x)) for x, y in pairs)
+
+
+def _modules_far(a: Mapping[str, Any] | None, b: Mapping[str, Any], tolerance: float) -> bool:
+    """Whether modules carried other shares than an entry says; also where the detector has no modules now."""
+    if a is None:
+        return True
+    names = [[[s["module"] for s in x["shares"]], [(s["from"], s["to"]) for s in x["between"]]] for x in (a, b)]
+    values = [[x["rest"], *(s["share"] for s in (*x["shares"], *x["between"]))] for x in (a, b)]
+    return names[0] != names[1] or any(abs(x - y) > tolerance * (1 + abs(x)) for x, y in zip(*values, strict=True))
 
 
 def _groups(records: Iterable[Record], n: int) -> Iterator[list[Record]]:

@@ -70,18 +70,30 @@ class Parts:
 
 def compacted(layers: Sequence[Layer], activation: str = "relu") -> tuple[Layer, ...]:
     """The same function of the same inputs, without the hidden neurons that it does not need."""
+    return _compacted(layers, activation)[0]
+
+
+def needed(layers: Sequence[Layer]) -> tuple[np.ndarray, ...]:
+    """Of each hidden layer, the numbers of the neurons that `compacted` leaves, in its order."""
+    return _compacted(layers, "relu")[1]
+
+
+def _compacted(layers: Sequence[Layer], activation: str) -> tuple[tuple[Layer, ...], tuple[np.ndarray, ...]]:
     made = [(w.copy(), b.copy()) for w, b in layers]
+    left = [np.arange(len(b)) for _, b in layers[:-1]]
     for i in reversed(range(len(made) - 1)):
         leads = (made[i + 1][0] != 0).any(0)
         made[i] = made[i][0][leads], made[i][1][leads]
         made[i + 1] = made[i + 1][0][:, leads], made[i + 1][1]
+        left[i] = left[i][leads]
     for i in range(len(made) - 1):
         (w, b), (v, c) = made[i], made[i + 1]
         entered = (w != 0).any(1)
         constant = np.maximum(b, 0) if activation == "relu" else b / (1 + np.exp(-b))
         made[i + 1] = v[:, entered], c + v[:, ~entered] @ constant[~entered]
         made[i] = w[entered], b[entered]
-    return tuple(made)
+        left[i] = left[i][entered]
+    return tuple(made), tuple(left)
 
 
-__all__ = ["Layer", "Parts", "compacted"]
+__all__ = ["Layer", "Parts", "compacted", "needed"]

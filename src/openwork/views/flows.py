@@ -20,8 +20,9 @@ from markupsafe import Markup, escape
 
 from openwork import audit, files
 from openwork.errors import RunError, UsageError
+from openwork.views.explanations import ICONS
 from openwork.views.why import bars, signed
-from openwork.views.words import Record, mapping, number, percent
+from openwork.views.words import Record, claim_words, mapping, number, percent
 
 HERE = Path(__file__).parent
 SPLITS = {"verify": "held-out flows", "ood": "the test log"}  # split -> what it is, for a person
@@ -35,6 +36,7 @@ HEADS = {
 }  # fmt: skip
 FIRST = 5  # alerts of a log on the run's page
 LOG = "alerts.jsonl"  # log that is shown where none is named
+MODULES = "modules.json"
 DIGESTS = {"input": "input_digest", "model": "model", "entry": "hash"}  # what -> where it stands in an entry
 SIDE, TALL, LEFT, FOOT = 440.0, 220.0, 52.0, 34.0  # of a panel of the plot: width, height, room for its scales
 
@@ -70,8 +72,9 @@ def section(run: Path, result: Record, log: Path | None = None) -> dict[str, Any
                 {"name": m, "parts": _sizes(figures, m), "mark": f"m{k % 8}"} for k, m in enumerate(_models(figures))
             ],
             "never_used": [str(c) for c in result["never_used"]],
+            "modules": modules_of(run),
             "log": log.name if log else "",
-            "alerts": [card(e) for e in itertools.islice(_alerts(log), FIRST)] if log else [],
+            "alerts": [card(e, modules_of(run)) for e in itertools.islice(_alerts(log), FIRST)] if log else [],
         }  # fmt: skip
     except (KeyError, TypeError, IndexError, ValueError) as e:
         raise RunError(f"{run / 'result.json'} is damaged: {e!r}.") from e
@@ -255,13 +258,47 @@ def build_alert(run: Path, log: Path | None, n: int) -> Path:
             if e.get("kind") != "alert":
                 raise UsageError(f"entry {n} of {log} is no alert but says which model wrote the next ones.")
             path = run / f"alert-{n}.html"
-            files.write_text(path, _alert_page(card(e), log.name))
+            files.write_text(path, _alert_page(card(e, modules_of(run)), log.name))
             return path
     raise UsageError(f"{log} has no entry {n}; its entries are 0 to {last}." if last >= 0 else f"{log} is empty.")
 
 
-def card(entry: Record) -> dict[str, Any]:
-    """An alert as it is drawn; RunError for an entry that is no whole alert."""
+def modules_of(run: Path) -> dict[str, Any] | None:
+    """What is known of the modules of a run's detector, for a page; None where nothing is; RunError if damaged.
+
+    note, detector  the finding in a sentence, and the digest of the detector
+    modules         name, label, rule, and each claim's icon, verdict, name and sentence
+    """
+    at = (run / "sparse" if (run / "sparse" / "detector").is_dir() else run) / "detector" / MODULES
+    if not at.is_file():
+        return None
+    data = files.read_json(at)
+    try:
+        return {
+            "note": str(data["note"]), "detector": str(data["detector"]),
+            "modules": [
+                {
+                    "name": str(m["name"]), "label": str(m["label"]), "rule": str(m["text"]),
+                    "evidence": [
+                        {
+                            "icon": ICONS.get(str(e["verdict"]), "open"), "verdict": str(e["verdict"]),
+                            "claim": claim_words(str(e["claim"])), "sentence": str(e["sentence"]),
+                        }
+                        for e in m["evidence"]
+                    ],
+                }
+                for m in data["modules"]
+            ],
+        }  # fmt: skip
+    except (KeyError, TypeError) as e:
+        raise RunError(f"{at} is damaged: {e!r}.") from e
+
+
+def card(entry: Record, known_modules: Record | None = None) -> dict[str, Any]:
+    """An alert as it is drawn; RunError for an entry that is no whole alert.
+
+    known_modules  of the run (see `modules_of`): said where the entry names no modules and is of that detector
+    """
     try:
         shares = bars([dict(r) for r in entry["reasons"]])
         known = mapping(entry["circuit"])
@@ -275,6 +312,7 @@ def card(entry: Record) -> dict[str, Any]:
             ],
             "typical": float(entry["typical"]), "rest": float(entry["rest"]), "evidence": float(entry["evidence"]),
             "flip": None if flip is None else [f"{f['column']} = {_value(f['to'])}" for f in flip],
+            "modules": _modules(entry.get("modules")), "modules_note": _modules_note(entry, known_modules),
             "circuit": str(known.get("name", "")), "holds": [str(c) for c in known.get("holds", ())],
             "label": str(known.get("label", "")), "flow": [(str(k), _value(v)) for k, v in entry["flow"].items()],
             "input": [(str(k), _value(v)) for k, v in entry["input"].items()],
@@ -282,6 +320,32 @@ def card(entry: Record) -> dict[str, Any]:
         }  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise RunError(f"entry {entry.get('n')} of the log is no whole alert: {e!r}.") from e
+
+
+def _modules(told: Any) -> dict[str, Any] | None:
+    """What modules carried of an alert, with bars; None where its entry names none."""
+    if told is None:
+        return None
+    rows = [
+        {"name": str(m["module"]), "label": str(m["label"]), "holds": [claim_words(c) for c in m["holds"]], **_share(m)}
+        for m in told["shares"]
+    ]
+    rows += [
+        {"name": f"{m['from']} to {m['to']}", "label": "paths from one to the other", "holds": [], **_share(m)}
+        for m in told["between"]
+    ]
+    return {"rows": bars(sorted(rows, key=lambda m: -abs(m["contribution"]))), "rest": float(told["rest"])}
+
+
+def _share(m: Record) -> dict[str, float]:
+    return {"contribution": float(m["share"])}
+
+
+def _modules_note(entry: Record, known: Record | None) -> str:
+    """Why an alert names no modules, or what was found of them."""
+    if known is not None and known["detector"] == entry["model"]:
+        return str(known["note"])
+    return "" if entry.get("modules") else "Nothing was known of its modules when it was written."
 
 
 def _value(v: Any) -> str:
@@ -324,6 +388,7 @@ __all__ = [
     "environment",
     "headline",
     "is_flows",
+    "modules_of",
     "panel",
     "section",
     "source_words",

@@ -6,6 +6,10 @@ whole change of the output but for float rounding. It is integrated gradients (S
 1703.01365) without their approximation. The slope at the end alone can mislead: there a saturated neuron, which
 decided, has none.
 
+The change is also a sum over paths through the hidden layers: a neuron of the first has its slope times its own step
+(conductance: Dhamdhere et al. 2018, arXiv 1805.12233). Where neurons are shared out among modules, paths are told by
+the modules that they begin and end in; with two hidden layers, those that begin and end in one stay in it.
+
 Knows weight matrices as arrays. Does not know models, tasks or what the features mean.
 
 Shapes: N ways, F features, C outputs, n neurons of a layer.
@@ -29,31 +33,73 @@ class Ways:
     shares  [N, F], what each feature adds; they sum to after - before
     before, after  [N], the output's value where each way begins and where it ends
     pieces  [N], how many linear pieces it has
+    pairs  [N, k, k], what the paths from each module (of the first hidden layer) to each (of the last) add; they sum to
+           after - before
+    slopes  [k, N, n], mean slope of the first hidden layer's neurons over the way, by paths that end in each module
     """
 
     shares: np.ndarray
     before: np.ndarray
     after: np.ndarray
     pieces: np.ndarray
+    pairs: np.ndarray
+    slopes: np.ndarray
 
 
-def along(layers: Sequence[Layer], start: np.ndarray, ends: np.ndarray, to: np.ndarray) -> Ways:
-    """The ways from one input [F] to others [N, F], for the sum of outputs weighted by `to` [N, C]."""
-    steps = ends - start
-    shares, t = np.zeros(ends.shape), np.zeros(len(ends))
+def along(
+    layers: Sequence[Layer],
+    start: np.ndarray,
+    ends: np.ndarray,
+    to: np.ndarray,
+    modules: Sequence[np.ndarray] | None = None,
+) -> Ways:
+    """The ways from one input [F] to others [N, F], for the sum of outputs weighted by `to` [N, C].
+
+    modules  of each hidden layer, the module [n] of every neuron, 0 to k - 1; without them all are in one
+    """
+    steps, first = ends - start, layers[0][0]
+    sides = modules if modules is not None and len(modules) else [np.zeros(len(b), dtype=np.int64) for _, b in layers]
+    k = 1 + max(int(m.max(initial=0)) for m in sides)
+    last = [np.flatnonzero(sides[len(layers) - 2] == m) for m in range(k)] if len(layers) > 1 else []
+    into = [layers[-2][0][some] for some in last] if len(layers) > 2 else []
+    slopes, t = np.zeros((k, len(ends), len(first))), np.zeros(len(ends))
     pieces, walking = np.zeros(len(ends), dtype=np.int64), np.arange(len(ends))
     while len(walking):
-        step, at = steps[walking], t[walking]
-        on, until = _piece(layers, start, step, at)
-        slope = to[walking]
-        for (w, _), alive in zip(reversed(layers[1:]), reversed(on), strict=True):
-            slope = (slope @ w) * alive
-        shares[walking] += (until - at)[:, None] * (slope @ layers[0][0]) * step
+        at = t[walking]
+        on, until = _piece(layers, start, steps[walking], at)
+        slopes[:, walking] += _back((until - at)[:, None] * to[walking], layers, on, last, into)
         t[walking] = until
         pieces[walking] += 1
         walking = walking[until < 1]
     before, after = forward(layers, start[None])[0], forward(layers, ends)
-    return Ways(shares, to @ before, (after * to).sum(1), pieces)
+    pairs = np.moveaxis((slopes * (steps @ first.T)) @ np.eye(k)[sides[0]], 0, 2)
+    return Ways((slopes.sum(0) @ first) * steps, to @ before, (after * to).sum(1), pieces, pairs, slopes)
+
+
+def _back(
+    slope: np.ndarray,
+    layers: Sequence[Layer],
+    on: Sequence[np.ndarray],
+    last: Sequence[np.ndarray],
+    into: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Slopes [k, N, n] of the first layer's neurons from those of the outputs [N, C], where `on` says which are on: by
+    paths through each of k sets of the last hidden layer's neurons, `last`, whose weights are `into`."""
+    if not on:
+        return slope[None]
+    slope = (slope @ layers[-1][0]) * on[-1]
+    if len(on) == 1:
+        parts = np.zeros((len(last), *slope.shape))
+        for m, some in enumerate(last):
+            parts[m][:, some] = slope[:, some]
+        return parts
+    parts = np.empty((len(last), len(slope), layers[-2][0].shape[1]))
+    for m, some in enumerate(last):
+        np.matmul(slope[:, some] if len(last) > 1 else slope, into[m], out=parts[m])
+    parts *= on[-2]
+    for (w, _), alive in zip(reversed(layers[1:-2]), reversed(on[:-2]), strict=True):
+        parts = (parts @ w) * alive
+    return parts
 
 
 def forward(layers: Sequence[Layer], x: np.ndarray) -> np.ndarray:
