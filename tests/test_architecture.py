@@ -63,6 +63,7 @@ FLOORS = {
         "shipping",
         "watch",
         "reporting",
+        "told",
         "cli",
         "__main__",
     },

@@ -532,10 +532,10 @@ def test_of_a_circuit_unlike_its_model_the_next_step_is_said(planted: Path, tmp_
     for settings, step in (({}, None), ({"target": 0.15}, f"openwork discover {planted} --task")):
         empty = (whole - whole).with_origin(**{**whole.origin, "settings": settings})
         runs.keep(planted / "circuits" / "task-empty", empty, {"result.json": result})
-        advice = decompile_circuit(planted, "task-empty", tmp_path / "empty.py")["advice"]
-        assert "of the discover split" in advice
-        assert (step is None and "openwork" not in advice) or (step is not None and step in advice)
-    assert advice.endswith("--target 0.05.")
+        told = decompile_circuit(planted, "task-empty", tmp_path / "empty.py")
+        assert "of the discover split" in told["advice"]
+        assert ("next" in told) == (step is not None) and (step or "") in told.get("next", "")
+    assert told["next"].endswith("--target 0.05")
 
 
 def test_the_command_says_no_in_one_sentence(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,10 @@ def test_the_readme_tree_is_the_tree() -> None:
 def test_every_page_is_in_the_site() -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = {page for entry in config["nav"] for page in entry.values()}
-    assert {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")} == listed
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert pages == listed
+    linked = set(re.findall(r"\]\(([^)#]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    assert linked == pages - {"index.md"}, "the first page leads to every other"
 
 
 # -- commands --------------------------------------------------------------------------------------------------------

@@ -128,6 +128,8 @@ def test_a_ratio_that_could_be_chance_is_not_sold() -> None:
             {"ratio_geomean": geomean, "ratios": {"node_based": {"geomean": geomean, "low": low}}}, "r"
         )
 
+    one = {"ratio_geomean": 4.2, "ratios": {"node_based": {"geomean": 4.2, "low": None, "tasks": 1}}}
+    assert words.headline(one, "r").endswith("in the one task that can be compared")
     assert "chance" in said(3.0, 0.8) and "chance" not in said(3.0, 1.4) and "not smaller" in said(0.9, 0.5)
 
 
@@ -320,6 +322,12 @@ def test_dark_and_narrow_pages_have_no_sideways_scroll(browser: Any, run: Path) 
     page.wait_for_selector(".panel .nodes-list button")
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 24)"
+    cut = page.evaluate(
+        """[...document.querySelectorAll(".evidence td, .evidence th, .tasks th")]
+            .filter(e => e.offsetParent && (e.closest(".tasks") ? e.getBoundingClientRect().width < 80
+                : e.getBoundingClientRect().right > 400)).map(e => e.textContent.trim())"""
+    )
+    assert not cut, "every word of the evidence is read without scrolling sideways, and names are not cut into letters"
     page.locator(".choose button").nth(1).click()
     assert not page.locator(".pane").first.is_visible() and page.locator(".pane").nth(1).is_visible()
     page.close()

@@ -32,6 +32,7 @@ from openwork.planted import boolean, make_case
 from openwork.tasks.images import make_digit_task
 from openwork.tasks.patterns import LONGEST, WORDS
 from openwork.views import build_why
+from openwork.views.why import flipped
 
 PLAIN = Words(str, None, lambda i: f"x{i}")
 MANY = 10**6
@@ -747,6 +748,26 @@ def test_the_page_is_alone_and_inert(digits: Path, patterns: Path, tmp_path: Pat
         data["paths"][0]["text"] = data["nearest"][0]["text"] = data["run"] = data["inputs"][0]["name"] = HOSTILE
         html = build_why(data, tmp_path / "c.html").read_text(encoding="utf-8")
         assert HOSTILE not in html and "onerror=alert" in html, "shown, but as text"
+
+
+def test_the_page_of_an_image_shows_what_flips_it_and_names_pixels_by_place(digits: Path, tmp_path: Path) -> None:
+    data = files.plain(why(digits, "four_nine", example=0))
+    moved = data["flip"]["fewest"]["places"]
+    first = moved[0]
+    assert first["name"] == f"row {first['place'] // 8}, column {first['place'] % 8}"
+    named = [r["name"] for r in data["inputs"] if "other" not in r["name"]]
+    assert named and all(re.match(r"row \d, column \d = ", n) for n in named), named
+    html = build_why(data, tmp_path / "a.html").read_text(encoding="utf-8")
+    kinds = [k for k in ("fewest", "least") if k in data["flip"]]
+    assert html.count('class="changed"') == sum(len(data["flip"][k]["places"]) for k in kinds)
+    after = flipped(data, data["flip"]["fewest"])
+    assert after is not None
+    assert [i for i, c in enumerate(after["cells"]) if c["changed"]] == sorted(m["place"] for m in moved)
+    values = list(data["input"]["values"])
+    for m in moved:
+        values[m["place"]] = m["to"]
+    low, high = min(values), max(values)
+    assert [c["ink"] for c in after["cells"]] == [round((v - low) / (high - low), 3) for v in values]
 
 
 def test_a_decision_that_cannot_be_drawn_is_refused(digits: Path, tmp_path: Path) -> None:

@@ -465,7 +465,7 @@ def run(what: Literal["quotes", "digits", "flows"], /, *, options: Annotated[Run
             out, options.preset, options.seed, device, corpus, options.workers, tasks, options.settings, progress
         )
 
-    execute(body, options)
+    execute(body, options, "run")
 
 
 @command
@@ -482,7 +482,7 @@ def train(*, options: Annotated[TrainOptions, Flat]) -> None:
             progress,
         )  # fmt: skip
 
-    execute(body, options)
+    execute(body, options, "train")
 
 
 @command
@@ -500,7 +500,7 @@ def compare(*, options: Annotated[CompareOptions, Flat]) -> None:
             o.settings, o.workers, progress,
         )  # fmt: skip
 
-    execute(body, options)
+    execute(body, options, "compare")
 
 
 @command
@@ -512,7 +512,7 @@ def tasks(*, options: Annotated[TasksOptions, Flat] = TasksOptions()) -> None:
 
         return bench.list_tasks(options.run)
 
-    execute(body, options)
+    execute(body, options, "tasks")
 
 
 @command
@@ -528,7 +528,7 @@ def discover(run: Run, /, *, options: Annotated[DiscoverOptions, Flat]) -> None:
             o.model,
         )  # fmt: skip
 
-    execute(body, options)
+    execute(body, options, "discover")
 
 
 @command
@@ -541,7 +541,7 @@ def verify(run: Run, /, *, options: Annotated[VerifyOptions, Flat]) -> None:
         o = options
         return bench.verify_run(run, o.circuit, o.seed, progress, o.searches, o.workers)
 
-    execute(body, options)
+    execute(body, options, "verify")
 
 
 @command
@@ -556,7 +556,7 @@ def explain(
         o = options
         return bench.explain_run(run, o.circuit, o.author, o.nodes, o.seed, llm, o.dossiers, progress)
 
-    execute(body, options)
+    execute(body, options, "explain")
 
 
 @command
@@ -603,7 +603,7 @@ def export(run: Run, /, *, options: Annotated[ExportOptions, Flat]) -> None:
 
         return export_circuit(run, o.circuit, o.to, o.out, o.example)
 
-    execute(body, options)
+    execute(body, options, "export")
 
 
 @command
@@ -616,7 +616,7 @@ def decompile(run: Run, /, *, options: Annotated[DecompileOptions, Flat]) -> Non
         o = options
         return bench.decompile_run(run, o.circuit, o.out, o.agreement, o.simplify, o.form, o.binarised, progress)
 
-    execute(body, options)
+    execute(body, options, "decompile")
 
 
 @command
@@ -711,7 +711,7 @@ def report(run: Path | None = None, /, *, options: Annotated[ReportOptions, Flat
             return check_report(o.check or Path(), o.key_env)
         return write_report(run, o.out or run / "report.html", o.key_env, o.pdf)
 
-    execute(body, options)
+    execute(body, options, "report")
 
 
 @command
@@ -723,7 +723,7 @@ def show(run: Run, /, *, options: Annotated[Options, Flat] = Options()) -> None:
 
         return bench.show_run(run)
 
-    execute(body, options)
+    execute(body, options, "show")
 
 
 @command
@@ -735,11 +735,13 @@ def view(run: Run, /, *, options: Annotated[ViewOptions, Flat] = ViewOptions()) 
 
         return bench.view_run(run, options.log, options.alert, progress)
 
-    execute(body, options)
+    execute(body, options, "view")
 
 
-def execute(body: Callable[[Progress], Result], options: Options, shown: bool = True) -> None:
+def execute(body: Callable[[Progress], Result], options: Options, words: str = "", shown: bool = True) -> None:
     """Runs a command's body and prints its result; what the body itself prints goes to stderr.
+
+    words  the command whose words a person is told it in (see `told`)
 
     A result that says what `failed` is printed all the same, and then raised as a RunError.
     """
@@ -753,7 +755,9 @@ def execute(body: Callable[[Progress], Result], options: Options, shown: bool = 
     if options.as_json:
         print(json.dumps(files.plain(result), allow_nan=False))
     elif shown:
-        tables.show_result(result)
+        from openwork import told
+
+        tables.show_result(told.in_words(words, result))
     if failed:
         raise RunError(failed)
 

@@ -27,6 +27,8 @@ from openwork.errors import RunError, UsageError, unknown
 from openwork.explain.accounts import Accountant
 from openwork.explain.accounts.decision import Explainer, Words
 from openwork.explain.accounts.flips import Affine, Change, Found, flip_tokens, flip_vectors
+from openwork.explain.programs.lower_perceptron import image_shape
+from openwork.models import MLP
 from openwork.patched_run import KINDS
 from openwork.patching import Inputs
 from openwork.progress import Progress
@@ -149,12 +151,14 @@ def _feature(run: Run) -> Callable[[int], str]:
     if own:
         return lambda i: own[i]
     if image is None:
+        image = image_shape(run.model.config.inputs, run.subject.name) if isinstance(run.model, MLP) else None
+    if image is None:
         return lambda i: f"feature {i}"
 
     def pixel(i: int) -> str:
         channel, at = divmod(i, image[1] * image[2])
         row, column = divmod(at, image[2])
-        return f"pixel {row},{column}" + (f" of channel {channel}" if image[0] > 1 else "")
+        return f"row {row}, column {column}" + (f" of channel {channel}" if image[0] > 1 else "")
 
     return pixel
 

@@ -162,11 +162,14 @@ def _advice(asked: _Asked, split: Split) -> dict[str, str]:
         return {}
     target = asked.circuit.origin.get("settings", {}).get("target")
     command = f"openwork discover {asked.run.path} --task {asked.task.name} --method {asked.circuit.origin['method']}"
-    lower = f" One found for a lower loss may be more alike: {command} --target {target / 3:.2g}." if target else ""
-    return {
-        "advice": f"The circuit itself decides as the model on {alike:.1%} of the {split.name} split, and no program "
-        f"of it can be expected to do better.{lower}"
-    }
+    advice = (
+        f"The circuit itself decides as the model on {alike:.1%} of the {split.name} split, and no program of it can "
+        "be expected to do better."
+    )
+    if not target:
+        return {"advice": advice}
+    lower = "One found for a lower loss may be more alike, if the model is right where the circuit is not."
+    return {"advice": f"{advice} {lower}", "next": f"{command} --target {target / 3:.2g}"}
 
 
 def _kind(run: Run, result: Mapping[str, Any]) -> str:

@@ -121,7 +121,7 @@ def check_report(path: Path, key_env: str | None = None) -> Record:
 def gather(run: Path) -> Record:
     """The content of a report, as plain data, but for when it was made; UsageError for a folder without a model."""
     if not (run / "run.yaml").is_file():
-        raise UsageError(f"{run} is not a run: it has no run.yaml. Train one with: openwork train --out {run}")
+        raise UsageError(f"{run} is not a run: it has no run.yaml. `openwork train --help` says how one is trained.")
     settings = files.read_yaml(run / "run.yaml")
     at = {m: run / m for m in ("sparse", "dense", "dense_matched") if (run / m / "model" / "config.json").is_file()}
     if (run / "model" / "config.json").is_file():

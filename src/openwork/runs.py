@@ -119,12 +119,12 @@ def open_run(path: Path) -> Run:
         near = [p.name for p in path.parent.glob("*") if (p / "run.yaml").exists()] if path.parent.exists() else []
         raise unknown("run", str(path), [str(path.parent / n) for n in near])
     if not (path / "run.yaml").exists():
-        raise UsageError(f"{path} is not a run: it has no run.yaml. Train one with: openwork train --out {path}")
+        raise UsageError(f"{path} is not a run: it has no run.yaml. `openwork train --help` says how one is trained.")
     settings = read_yaml(path / "run.yaml")
     if settings.get("kind") in ("comparison", "compare", "flows"):
         parts = sorted(str(p.parent.parent.relative_to(path)) for p in path.glob("**/model/config.json"))
         names = ", ".join(parts[:8] + ["..."] * (len(parts) > 8))
-        example = path / (parts[0] if parts else "sparse")
+        example = path / ("sparse" if "sparse" in parts or not parts else parts[0])
         raise UsageError(f"{path} compares several models ({names}); name one of them, e.g. {example}.")
     missing = [k for k in ("subject", "model", "data", "examples") if k not in settings]
     if missing:
@@ -555,7 +555,8 @@ def list_tasks(path: Path | None) -> Result:
         mine = [{"task": n, "subject": own.SUBJECT, "about": run.task(n).about} for n in run.subject.task_names()]
     for row in mine:
         row |= _figures(run, row["task"])
-        row["circuits"] = [c for c in run.circuits() if c.rpartition("-")[0] == slug_of(row["task"])]
+        names = [c for c in run.circuits() if c.rpartition("-")[0] == slug_of(row["task"])]
+        row["circuits"] = [c for c in names if (path / "circuits" / c / "circuit.json").exists()]
     return {"run": str(path), "tasks": mine}
 
 

@@ -19,7 +19,9 @@ from rich.table import Table
 Record = Mapping[str, Any]
 
 WIDEST = 500  # characters
+READABLE = 80  # characters of a line of prose
 WIDE = 7  # columns; a table of records with more is turned on its side
+SHARES = ("accuracy", "right", "right (verify)")  # columns that are shares
 OF_CIRCUITS = ("status", "nodes", "edges", "loss", "accuracy")
 OF_EVIDENCE = ("task", "model", "circuit", "claim", "verdict", "sentence")  # the numbers are for --json and the page
 
@@ -38,7 +40,7 @@ def show_result(result: Record, to: Console | None = None) -> None:
                 _print_wide(table(title, rows), console)
         for note in result.get("notes", ()):
             console.print(escape(note), soft_wrap=True)
-        result = {k: v for k, v in result.items() if k in ("run", "page")}
+        result = {k: v for k, v in result.items() if k in ("run", "page", "next")}
     elif _is_records(result.get("table")):
         _print_wide(table(str(result.get("title", "")), result["table"]), console)
         for note in result.get("notes", ()):
@@ -55,23 +57,30 @@ def show_result(result: Record, to: Console | None = None) -> None:
 def _print_wide(own: Table, console: Console) -> None:
     if not console.is_terminal:
         console.width = max(console.width, Measurement.get(console, console.options.update(width=WIDEST), own).maximum)
+    _print(own, console)
+
+
+def _print(own: Table, console: Console) -> None:
+    """Prints a table below its title, which is one line, however narrow the table."""
+    title, own.title = own.title, None
+    console.print(title or "", style="bold", soft_wrap=True)
     console.print(own)
 
 
 def _show(title: str, value: Any, console: Console) -> None:
     if _is_records(value):
-        console.print(table(title, circuit_lines(value)))
+        _print(table(title, circuit_lines(value)), console)
         for row in value:
             for key, inner in row.items():
                 if _is_records(inner):
                     _show(f"{cell(next(iter(row.values())))}: {key}", inner, console)
     elif isinstance(value, Mapping):
         if value and all(isinstance(v, Mapping) for v in value.values()):
-            console.print(table(title, _named(title, value)))
+            _print(table(title, _named(title, value)), console)
             return
         lines = [{title: k, "value": v} for k, v in value.items() if not _is_records(v)]
         if lines:
-            console.print(table(title, lines))
+            _print(table(title, lines), console)
         for key, inner in value.items():
             if _is_records(inner):
                 _show(f"{title}: {key}", inner, console)
@@ -112,14 +121,18 @@ def table(title: str, rows: Sequence[Record]) -> Table:
 
     Tables within a record are left out here; evidence (records with a `sentence`) is shown in words only.
     """
-    names = list(dict.fromkeys(k for row in rows for k, v in row.items() if not _is_records(v)))
+    below = {k for row in rows for k, v in row.items() if _is_records(v)}
+    names = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in below]
     if told := "sentence" in names:
         names = [n for n in OF_EVIDENCE if n in names]
     out = Table(title=escape(_words(title)), title_justify="left", title_style="bold", show_lines=told)
     for n in names:
         right = all(_is_number(row[n]) for row in rows if row.get(n) is not None)
         whole = n == names[0] and not any(" " in cell(row.get(n), n) for row in rows)  # a record's name is not cut up
-        out.add_column(escape(_words(n)), justify="right" if right else "left", overflow="fold", no_wrap=whole)
+        out.add_column(
+            escape(_words(n)), justify="right" if right else "left", overflow="fold",
+            no_wrap=whole or right, max_width=None if whole or right else READABLE,
+        )  # fmt: skip
     for row in rows:
         out.add_row(*(escape(cell(row.get(n), n)) for n in names))
     return out
@@ -130,7 +143,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _words(key: str) -> str:
-    return key if "/" in key else key.replace("_", " ")
+    """A key in words; what has spaces or slashes is words, or a path, already."""
+    return key if "/" in key or " " in key else key.replace("_", " ")
 
 
 def cell(value: Any, name: str = "") -> str:
@@ -140,7 +154,7 @@ def cell(value: Any, name: str = "") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        if name == "accuracy":
+        if name in SHARES:
             return f"{value:.1%}"
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, int):

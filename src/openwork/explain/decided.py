@@ -104,11 +104,12 @@ def evidence_of(
     one = stats.one_per_cluster(clusters)
     p = stats.binomial_p(int(same[one].sum()), len(one), chance) if chance < 1 else 1.0
     beyond = p <= 0.05 or chance == 1
+    decides = "decide" if what.endswith("s") else "decides"  # rules do, a program does
     verdict = HOLDS if value >= wanted and beyond else FAILS if interval[1] < wanted or not beyond else UNDECIDED
     return Evidence(
         claim=f"{what}_decides_as_{whose}" + ("" if split.name == "verify" else f"_{split.name}"),
         verdict=verdict,
-        sentence=f"The {what} decides as the {whose} does on {value:.1%} of {len(same)} examples of the {split.name} "
+        sentence=f"The {what} {decides} as the {whose} does on {value:.1%} of {len(same)} examples of the {split.name} "
         f"split (95 % {interval[0]:.1%} to {interval[1]:.1%}; wanted {wanted:.0%}).",
         value=value,
         unit="share of decisions",

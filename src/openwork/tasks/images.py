@@ -41,14 +41,14 @@ def told_apart(side: int) -> dict[str, str]:
     """What the tasks of SIDES ask, of images of so many pixels a side."""
     image = f"{'an' if side == 8 else 'a'} {side} x {side} image"
     return {
-        **{name: f"tell a {a} from a {b} in {image}" for name, (a, b) in PAIRS.items()},
+        **{name: f"tell {_a(a)} from {_a(b)} in {image}" for name, (a, b) in PAIRS.items()},
         **{f"digit_{d}": f"tell {_a(d)} from the other nine; each competes with its counterpart's" for d in range(10)},
         "loops": f"tell a digit with a loop (0, 6, 8, 9) from one without (1, 2, 3, 5, 7) in {image}; no fours",
     }
 
 
-def _a(d: int) -> str:
-    return f"an {d}" if d == 8 else f"a {d}"
+def _a(d: int | str) -> str:
+    return f"an {d}" if str(d)[:1] in "8aeiou" else f"a {d}"
 
 
 DIGIT_TASKS: dict[str, str] = {
@@ -106,7 +106,7 @@ class Chosen:
     def split(self, x: Tensor, moved: str = "") -> Split:
         """The split with pixels [N, F]; `moved` says what was done to them."""
         named = zip(self.ids.tolist(), self.answer.tolist(), strict=True)
-        texts = tuple(f"image {i} of a {self.classes[y]}{moved}" for i, y in named)
+        texts = tuple(f"image {i} of {_a(self.classes[y])}{moved}" for i, y in named)
         return Split(self.name, (x,), self.answer, self.wrong, self.pair, texts)
 
 

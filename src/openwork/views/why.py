@@ -45,6 +45,7 @@ def _render(data: Record) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     env.filters["signed"] = signed
+    env.filters["said"] = lambda text: _said(data, text)
     style = "".join((HERE / sheet).read_text(encoding="utf-8") for sheet in ("page.css", "why.css"))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     words = {k: _said(data, data["decision"][k]["text"]) for k in ("answer", "against", "model_says", "circuit_says")}
@@ -60,7 +61,11 @@ def _render(data: Record) -> str:
         nodes=bars(data["nodes"]),
         edges=bars(data["edges"]),
         paths=bars(data["paths"]),
-        flip=[(k, data["flip"][k]) for k in ("fewest", "least") if k in data["flip"]],
+        flip=[
+            (k, {**data["flip"][k], "picture": flipped(data, data["flip"][k])})
+            for k in ("fewest", "least")
+            if k in data["flip"]
+        ],
         sums=dict(data["sums"]),
         any_input=any(data["all_inputs"]),
     )
@@ -104,11 +109,21 @@ def picture(data: Record) -> dict[str, Any] | None:
     cells = [
         {
             "x": CELL * (i % side), "y": CELL * (i // side), "ink": round((v - low) / ((high - low) or 1.0), 3),
-            "shade": _shade(c, largest), "name": f"feature {i} = {v:.3g}: {signed(c)}",
+            "shade": _shade(c, largest), "name": f"row {i // side}, column {i % side} = {v:.3g}: {signed(c)}",
         }
         for i, (v, c) in enumerate(zip(values, data["all_inputs"], strict=True))
     ]  # fmt: skip
     return {"cells": cells, "side": CELL * side, "cell": CELL}
+
+
+def flipped(data: Record, change: Record) -> dict[str, Any] | None:
+    """A square image after a change of some pixels, which are marked as changed; None for other inputs."""
+    values, moved = list(data["input"].get("values", [])), {m["place"]: m["to"] for m in change["places"]}
+    after = [moved.get(i, v) for i, v in enumerate(values)]
+    drawn = picture({**data, "input": {**data["input"], "values": after}})
+    if drawn is None:
+        return None
+    return {**drawn, "cells": [{**c, "changed": i in moved} for i, c in enumerate(drawn["cells"])]}
 
 
 def bars(rows: Sequence[Record]) -> list[dict[str, Any]]:
@@ -121,4 +136,4 @@ def bars(rows: Sequence[Record]) -> list[dict[str, Any]]:
     return out
 
 
-__all__ = ["bars", "build_why", "picture", "signed", "tokens"]
+__all__ = ["bars", "build_why", "flipped", "picture", "signed", "tokens"]

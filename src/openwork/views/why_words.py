@@ -42,7 +42,8 @@ def in_tables(result: Result) -> Result:
     notes = [
         f"The model prefers {names['answer']} to {names['against']} by {d['model']:.4g} logits, the circuit by "
         f"{d['circuit']:.4g}" + ("" if share is None else f" ({share:.0%})") + f"; {d['not_carried']:.4g} are carried "
-        f"by what is outside it. With the circuit ablated, the model says {d['without_circuit']:.4g}.",
+        f"by what is outside it. With the circuit ablated, the model prefers {names['answer']} by "
+        f"{d['without_circuit']:.4g}.",
         f"The paths sum to {sums['sources']:.6g}; the remainder is {sums['remainder']:.1e}, and the circuit's patched "
         f"run differs by {sums['off_patched_run']:.1e}.",
         f"Held fixed at this input: {'; '.join(result['frozen']) or 'nothing'}.",

@@ -71,7 +71,8 @@ def model_words(name: str) -> str:
 
 def claim_words(claim: str) -> str:
     """A claim as a person says it."""
-    return CLAIMS.get(claim, claim.replace("_", " "))
+    plain = f"{claim.removesuffix('_ood')} (ood)" if claim.endswith("_ood") else claim
+    return CLAIMS.get(claim, plain.replace("_", " "))
 
 
 def mark_words(evidence: Sequence[Any]) -> str:
@@ -138,7 +139,8 @@ def duration(seconds: Any) -> str:
 def headline(result: Record, run: str) -> str:
     """The result in one sentence, as strong as the numbers allow."""
     ratio = result.get("ratio_geomean")
-    low = mapping(mapping(result.get("ratios")).get(main_ratio(result) or "")).get("low")
+    main = mapping(mapping(result.get("ratios")).get(main_ratio(result) or ""))
+    low = main.get("low")
     if number(ratio) == "–":
         return (
             "Nothing to compare: no task has a circuit in the dense model"
@@ -149,6 +151,8 @@ def headline(result: Record, run: str) -> str:
     if ratio <= 1:
         return "Circuits of the weight-sparse model are not smaller than those of the dense model"
     sentence = f"The weight-sparse model answers with {times(ratio)[:-1]} times fewer edges than the dense model"
+    if main.get("tasks") == 1:
+        return f"{sentence}, in the one task that can be compared"
     return sentence + (", but that could be chance" if isinstance(low, int | float) and low <= 1 else "")
 
 

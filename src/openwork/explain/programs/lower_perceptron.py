@@ -32,13 +32,18 @@ def feature_names(n: int, subject: str = "") -> tuple[str, ...]:
 
     subject  name of the subject: "digits", "mnist", "cifar10", "two_moons", a formula; anything else: x0, x1, ...
     """
-    if subject in ("digits", "mnist", "cifar10") and n in IMAGES:
-        return pixel_names(*IMAGES[n])
+    if (image := image_shape(n, subject)) is not None:
+        return pixel_names(*image)
     if subject == "two_moons" and n == 2:
         return "across", "up"
     if subject in ("independence", "feature_sharing", "compositionality"):
         return tuple(f"x{i + 1}" for i in range(n))  # as the formulas count them
     return tuple(f"x{i}" for i in range(n))
+
+
+def image_shape(n: int, subject: str) -> tuple[int, int, int] | None:
+    """Channels, height and width of a subject's images of n numbers; None where its examples are no images."""
+    return IMAGES.get(n) if subject in ("digits", "mnist", "cifar10") else None
 
 
 def identifiers(names: Sequence[str]) -> tuple[str, ...]:
@@ -126,4 +131,4 @@ def sum_of(row: Array, bias: float, sent: Sequence[Sent]) -> Sum:
     return Sum(terms, bias + sum(float(c) * s for c, s in zip(row, sent, strict=True) if isinstance(s, float)))
 
 
-__all__ = ["feature_names", "identifiers", "lower_perceptron", "pixel_names", "sum_of", "wanted_of"]
+__all__ = ["feature_names", "identifiers", "image_shape", "lower_perceptron", "pixel_names", "sum_of", "wanted_of"]
