@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from openwork import patching, store
 from openwork.circuit import Circuit, Evidence, Explanation
@@ -36,18 +37,20 @@ from openwork.explain.programs.emit_c import emit_c
 from openwork.explain.programs.emit_python import emit_python, quoted
 from openwork.explain.programs.lower_transformer import lower_transformer
 from openwork.explain.programs.names import readable
-from openwork.explain.programs.program import Ids, Program
-from openwork.explain.programs.simplify import VERSION, Judge, Pool, pool_of, simplified
+from openwork.explain.programs.program import Array, Ids, Program
+from openwork.explain.programs.simplify import VERSION, Among, Judge, Pool, pool_of, simplified
 from openwork.models.transformer import Transformer
 from openwork.runs import Run, circuit_folder, keep, key_of, open_run
 from openwork.tasks.task import Split, Task
 from openwork.workers import report
 
 Result = dict[str, Any]
+Mask = NDArray[np.bool_]
 AUTHOR = "openwork decompile"
 FLOOR = 0.99  # of the decisions that the program has to share with the circuit
 AS_MODEL = 0.97  # of those that it should share with the whole model
 CURVE = (0.99, 0.98, 0.95)  # floors of the curve of length against agreement
+CURVE_OF_MANY = (0.7,)  # of tasks whose answers differ from example to example: each program takes minutes
 EXACT = 1e-3  # logits of a program that leaves nothing out are this close to the circuit's
 DETAILS = ("circuit_as_model", "accuracy", "circuit_accuracy", "model_accuracy")
 PATIENCE = 300  # seconds that a written file may take over one split
@@ -64,14 +67,22 @@ class _Asked:
     reference: patching.Reference
     ids: tuple[int, ...]
     words: tuple[str, ...]
+    choosing: bool  # other answers compete from example to example
 
-    def decisions(self, split: Split, circuit: Circuit | None) -> Ids:
-        """Which answer the circuit (or the whole model) gives, by its place among the answers: [N]."""
+    def among(self, split: Split) -> Mask | None:
+        """Which answers compete in each example [N, A]; None where all do in all examples of the task."""
+        return among_of(split, self.ids) if self.choosing else None
+
+    def logits(self, split: Split, circuit: Circuit | None) -> Array:
+        """The answers' logits [N, A] of the circuit (or the whole model)."""
         model = self.run.model
         runner = model if circuit is None else patching.compact(model, circuit, self.reference)
         with torch.no_grad():
-            logits = runner(*split.inputs)[:, list(self.ids)].double().numpy()
-        return programs.decisions(logits)
+            return runner(*split.inputs)[:, list(self.ids)].double().numpy()
+
+    def decisions(self, split: Split, circuit: Circuit | None) -> Ids:
+        """Which answer the circuit (or the whole model) gives, by its place among the answers: [N]."""
+        return programs.decisions(self.logits(split, circuit), self.among(split))
 
     def texts(self, split: Split) -> list[list[str]]:
         """The tokens of each example up to the position asked."""
@@ -86,9 +97,10 @@ def decompile_circuit(path: Path, name: str, out: Path, floor: float = FLOOR, si
     out       the file to write
     floor     share of the discover split's decisions, and of texts made from it, that the program must share with the
               circuit
-    simplify  also make a program for each of the floors of `CURVE`, and tell how long each is and how well it agrees
+    simplify  also make a program for each of the floors of `CURVE` (`CURVE_OF_MANY` where answers differ from example
+              to example), and tell how long each is and how well it agrees
 
-    UsageError for a model that cannot be decompiled, a reference that differs by example, answers that do.
+    UsageError for a model that cannot be decompiled, and for a reference that differs by example.
     """
     if out.suffix != ".py":
         raise UsageError(f"--out {out}: the program is written as Python, so name a file that ends in .py.")
@@ -100,8 +112,12 @@ def decompile_circuit(path: Path, name: str, out: Path, floor: float = FLOOR, si
     longest = min(asked.run.model.config.n_ctx, 2 * (int(at.max()) + 1))  # what lies beyond is as the last place
     exact = lower_transformer(asked.run.model, asked.circuit, asked.reference, asked.ids, texts, longest)
     _check_exact(asked, exact, discover)
-    pool = pool_of(tokens, at, kinds_of(asked.words), longest)
-    floors = sorted({floor, *(CURVE if simplify else ())}, reverse=True)
+    competing = None
+    if asked.choosing:
+        competing = Among(among_of(discover, asked.ids), np.array(asked.ids, dtype=np.int64))
+    pool = pool_of(tokens, at, kinds_of(asked.words), longest, among=competing)
+    curve = CURVE_OF_MANY if asked.choosing else CURVE
+    floors = sorted({floor, *(curve if simplify else ())}, reverse=True)
     sha256 = store.read_json(asked.folder / "circuit.json")["sha256"]
     key = key_of(asked.run.digest, sha256, asked.task.digest(), VERSION)
     at_hand = _made_before(asked.folder, key)
@@ -118,7 +134,8 @@ def decompile_circuit(path: Path, name: str, out: Path, floor: float = FLOOR, si
     mine = rows[floors.index(floor)]
     text, evidence = _written(asked, made[floor], floor, out)
     twin = out.with_suffix(".c")
-    store.write_text(twin, emit_c(made[floor], f"{asked.task.name}: {asked.task.about}. The C twin of {out.name}."))
+    about = f"{asked.task.name}: {asked.task.about}. The C twin of {out.name}."
+    store.write_text(twin, emit_c(made[floor], about, asked.choosing))
     explanation = Explanation(asked.folder.name, AUTHOR, f"runs as {out.name}: see its head", text, tuple(evidence))
     others = tuple(x for x in asked.circuit.explanations if x.author != AUTHOR)
     stored = {f"{f:g}": programs.to_dict(p) for f, p in made.items()}
@@ -151,8 +168,10 @@ def _asked(path: Path, name: str) -> _Asked:
         )
     reference = run.reference if kind == "mean" else patching.zero_reference(run.model)
     task = run.task(circuit.origin.get("task", result["task"]))
-    ids = answers_of([s for n, s in task.splits.items() if n != "explain"], task.name)
-    return _Asked(run, folder, circuit, task, reference, ids, unique_words(decode, run.model.config.vocab))
+    splits = [s for n, s in task.splits.items() if n != "explain"]
+    ids = answers_of(splits)
+    choosing = not all(among_of(s, ids).all() for s in splits)
+    return _Asked(run, folder, circuit, task, reference, ids, unique_words(decode, run.model.config.vocab), choosing)
 
 
 def _advice(asked: _Asked, split: Split) -> dict[str, str]:
@@ -178,14 +197,15 @@ def _kind(run: Run, result: Mapping[str, Any]) -> str:
     return "a model of vectors" if run.subject.decode() is None else f"a {type(run.model).__name__}"
 
 
-def answers_of(splits: Sequence[Split], task: str) -> tuple[int, ...]:
-    """The output indices that are answers, in order; UsageError where they are not the same in all examples."""
-    sets = {tuple(sorted(row)) for s in splits for row in torch.cat([s.answer[:, None], s.wrong], 1).tolist()}
-    if len(sets) != 1:
-        raise UsageError(
-            f'the task "{task}" offers other answers from example to example; a program decides between the same ones.'
-        )
-    return sets.pop()
+def answers_of(splits: Sequence[Split]) -> tuple[int, ...]:
+    """The output indices that compete in any example, in order."""
+    return tuple(sorted({int(i) for s in splits for i in torch.cat([s.answer, s.wrong.flatten()]).unique()}))
+
+
+def among_of(split: Split, ids: Sequence[int]) -> Mask:
+    """Which of the answers compete in each example: [N, A]; `ids` are the answers' output indices, in order."""
+    competing = torch.cat([split.answer[:, None], split.wrong], 1)
+    return (competing[:, :, None] == torch.tensor(ids)).any(1).numpy()
 
 
 def unique_words(decode: Callable[[int], str], vocab: int) -> tuple[str, ...]:
@@ -234,7 +254,7 @@ def _row(asked: _Asked, floor: float, program: Program, exact: Program, pool: Po
     for name in ("discover", "verify", "ood"):
         split = asked.task.splits.get(name)
         if split is not None and len(split):
-            mine = programs.decisions(programs.run(program, *(x.numpy() for x in split.inputs)))
+            mine = programs.decisions(programs.run(program, *(x.numpy() for x in split.inputs)), asked.among(split))
             row[f"{name}_circuit"] = float((mine == asked.decisions(split, asked.circuit)).mean())
             row[f"{name}_model"] = float((mine == asked.decisions(split, None)).mean())
     return row
@@ -247,9 +267,9 @@ def _written(asked: _Asked, program: Program, floor: float, out: Path) -> tuple[
     """Writes the file, its figures at its head; the figures are those of the file as it then stands."""
     with tempfile.TemporaryDirectory() as temp:
         draft = Path(temp) / "draft.py"
-        draft.write_text(emit_python(program, ["A draft."]), encoding="utf-8")
+        draft.write_text(emit_python(program, ["A draft."], asked.choosing), encoding="utf-8")
         evidence = _tested(asked, draft, floor)
-    text = emit_python(program, _head(asked, evidence))
+    text = emit_python(program, _head(asked, evidence), asked.choosing)
     store.write_text(out, text)
     final = _tested(asked, out, floor)
     same = [(e.value, e.n) for e in evidence] == [(e.value, e.n) for e in final]
@@ -258,9 +278,15 @@ def _written(asked: _Asked, program: Program, floor: float, out: Path) -> tuple[
     return text, final
 
 
-def run_file(file: Path, texts: Sequence[Sequence[str]]) -> list[str]:
-    """What a written file answers to each list of tokens, in a process of its own. RunError where it cannot be run."""
-    lines = "".join(json.dumps(list(t)) + "\n" for t in texts)
+def run_file(file: Path, texts: Sequence[Sequence[str]], among: Sequence[Sequence[str]] | None = None) -> list[str]:
+    """What a written file answers to each list of tokens, in a process of its own. RunError where it cannot be run.
+
+    among  per text, the answers that compete; the file has to know of such
+    """
+    asked: list[Any] = [list(t) for t in texts]
+    if among is not None:
+        asked = [{"tokens": t, "among": list(a)} for t, a in zip(asked, among, strict=True)]
+    lines = "".join(json.dumps(x) + "\n" for x in asked)
     command = [sys.executable, "-I", str(file)]
     try:
         done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -280,23 +306,47 @@ def _tested(asked: _Asked, file: Path, floor: float) -> list[Evidence]:
         if split is None or not len(split):
             continue
         began = time.perf_counter()
-        mine = np.array([place[a] for a in run_file(file, asked.texts(split))], dtype=np.int64)
+        among = asked.among(split)
+        offered = None
+        if among is not None:
+            offered = [[asked.words[asked.ids[k]] for k in np.flatnonzero(row)] for row in among]
+        mine = np.array([place[a] for a in run_file(file, asked.texts(split), offered)], dtype=np.int64)
         seconds = time.perf_counter() - began
         circuit, model = asked.decisions(split, asked.circuit), asked.decisions(split, None)
+        wide = _among_all(asked, file, split, place) if asked.choosing else {}
         right = np.array([asked.ids.index(a) for a in split.answer.tolist()], dtype=np.int64)
         shares = (circuit == model, mine == right, circuit == right, model == right)
-        details = {k: float(x.mean()) for k, x in zip(DETAILS, shares, strict=True)}
+        details = {k: float(x.mean()) for k, x in zip(DETAILS, shares, strict=True)} | wide
         for what, theirs, wanted in (("circuit", circuit, floor), ("model", model, AS_MODEL)):
-            out.append(_agreement(what, mine, theirs, wanted, split, seconds, details))
+            places = None if among is None else among.cumsum(1)[np.arange(len(theirs)), theirs]
+            out.append(_agreement(what, mine, theirs, wanted, split, seconds, details, places))
     return out
 
 
+def _among_all(asked: _Asked, file: Path, split: Split, place: Mapping[str, int]) -> dict[str, float]:
+    """How often the file decides as the circuit and as the model where all answers of the task compete.
+
+    Two candidates of which one alone stands in the text can be told apart by that; among all answers they cannot.
+    """
+    mine = np.array([place[a] for a in run_file(file, asked.texts(split))], dtype=np.int64)
+    theirs = {whose: asked.logits(split, c).argmax(1) for whose, c in (("circuit", asked.circuit), ("model", None))}
+    out = {f"among_all_as_{whose}": float((mine == x).mean()) for whose, x in theirs.items()}
+    return out | {"among_all_circuit_as_model": float((theirs["circuit"] == theirs["model"]).mean())}
+
+
 def _agreement(
-    what: str, mine: Ids, theirs: Ids, wanted: float, split: Split, seconds: float, details: Mapping[str, float]
+    what: str,
+    mine: Ids,
+    theirs: Ids,
+    wanted: float,
+    split: Split,
+    seconds: float,
+    details: Mapping[str, float],
+    places: Ids | None,
 ) -> Evidence:
     """That the program decides as the circuit (or the model) does (see `decided.evidence_of`), with the circuit's own
     agreement beside it."""
-    e = evidence_of("program", what, mine, theirs, wanted, split, seconds)
+    e = evidence_of("program", what, mine, theirs, wanted, split, seconds, places)
     own = f"; the circuit itself decides as the model on {details['circuit_as_model']:.1%}." if what == "model" else "."
     return replace(e, sentence=e.sentence.removesuffix(".") + own, details=dict(details))
 
@@ -304,6 +354,8 @@ def _agreement(
 def _head(asked: _Asked, evidence: Sequence[Evidence]) -> list[str]:
     """The docstring of the file: what it decides, where it comes from, how well it agrees."""
     origin, answers = asked.circuit.origin, " or ".join(quoted(asked.words[i]) for i in asked.ids)
+    if asked.choosing:
+        answers = f"of those of {len(asked.ids)} words that compete"
     lines = [f"{asked.task.name}: {asked.task.about[:1].upper()}{asked.task.about[1:]}".rstrip(".") + ".", ""]
     lines += [f"Decides which token comes next, {answers}, as a circuit of a trained network does."]
     lines += ["Every number comes from the network's weights; written by openwork decompile.", ""]
@@ -317,7 +369,23 @@ def _head(asked: _Asked, evidence: Sequence[Evidence]) -> list[str]:
             lines += [f"    {e.split:<11}{e.n} examples: as the circuit {e.value:.1%}, as the model {model.value:.1%}"]
             lines[-1] += f" (the circuit: {own:.1%})"
             lines += [f"{'':15}right {right:.1%}, circuit {circuit_right:.1%}, model {model_right:.1%}"]
+            if asked.choosing:
+                wide = [model.details[f"among_all_{k}"] for k in ("as_circuit", "as_model", "circuit_as_model")]
+                lines += [
+                    f"{'':15}among all {len(asked.ids)}: as the circuit {wide[0]:.1%}, as the model {wide[1]:.1%}"
+                ]
+                lines[-1] += f" (the circuit: {wide[2]:.1%})"
     return [line.replace("\\", "\\\\").replace('"""', '\\"\\"\\"') for line in lines]
 
 
-__all__ = ["AS_MODEL", "AUTHOR", "CURVE", "FLOOR", "answers_of", "decompile_circuit", "kinds_of", "run_file"]
+__all__ = [
+    "AS_MODEL",
+    "AUTHOR",
+    "CURVE",
+    "FLOOR",
+    "among_of",
+    "answers_of",
+    "decompile_circuit",
+    "kinds_of",
+    "run_file",
+]

@@ -84,23 +84,32 @@ def spread(logits: NDArray[np.float64], ids: tuple[int, ...]) -> Tensor:
 
 
 def evidence_of(
-    what: str, whose: str, mine: Ids, theirs: Ids, wanted: float, split: Split, seconds: float = 0.0
+    what: str,
+    whose: str,
+    mine: Ids,
+    theirs: Ids,
+    wanted: float,
+    split: Split,
+    seconds: float = 0.0,
+    places: Ids | None = None,
 ) -> Evidence:
     """That one account decides as the circuit (or the model) does on a split.
 
     what    the account, e.g. "program"; whose: "circuit" or "model", whose decisions are `theirs`
     wanted  share of equal decisions that the claim needs
+    places  `theirs` as the place among the answers of the example, in order, where examples differ in what competes
 
     holds            the share reaches `wanted`, and p <= 0.05
     fails            the upper end of its 95 % interval (Wilson, over pairs) does not, or p > 0.05
     too little data  in between
-    null             always the decision that is commoner there; p is binomial, on one example of every pair
+    null             always the decision (with `places`, the place) that is commoner there; p is binomial, on one
+                     example of every pair
     """
     same = np.asarray(mine) == np.asarray(theirs)
     clusters = stats.pair_clusters(split.pair.cpu().numpy())
     m, value = len(np.unique(clusters)), float(same.mean())
     interval = stats.wilson(value * m, m)
-    chance = float(np.unique(theirs, return_counts=True)[1].max() / len(theirs))
+    chance = float(np.unique(theirs if places is None else places, return_counts=True)[1].max() / len(theirs))
     one = stats.one_per_cluster(clusters)
     p = stats.binomial_p(int(same[one].sum()), len(one), chance) if chance < 1 else 1.0
     beyond = p <= 0.05 or chance == 1

@@ -25,7 +25,9 @@ from openwork.explain.programs.program import (
     Feature,
     Grid,
     Latest,
+    Looks,
     Lookup,
+    Match,
     Norm,
     Op,
     Previous,
@@ -33,6 +35,7 @@ from openwork.explain.programs.program import (
     Program,
     Step,
     Sum,
+    Votes,
     reads,
 )
 
@@ -50,6 +53,8 @@ RESERVED = set(  # words of C99, then names that the file itself uses
     """.split()  # noqa: SIM905  a list of strings would be longer to read than the words
 )
 
+OF_VOTES = {"answer_ids", "points", "among", "row", "all", "part", "sum", "source", "back"}  # and where places vote
+
 Get = Callable[[str], str]  # the name of a step -> C that reads it at the place in question
 
 BENDS = {
@@ -61,13 +66,15 @@ BENDS = {
 }
 
 
-def emit_c(program: Program, about: str = "") -> str:
+def emit_c(program: Program, about: str = "", choosing: bool = False) -> str:
     """The C99 file of a program; `about` stands in the comment at its head.
+
+    choosing  a line may end in "|" and the token ids of the answers that compete; the logits of others are then -inf
 
     Builds without a warning under -Wall -Wextra -Werror -pedantic. The file computes what `program.run` computes, up to
     the order of additions. RunError where a constant is no finite number; UsageError on a curve that C is not told.
     """
-    return _Writer(program).file(about)
+    return _Writer(program, choosing=choosing).file(about)
 
 
 def emit_c_from(program: Program, about: str, look: str, numbers: int, features: int) -> str:
@@ -82,11 +89,12 @@ def emit_c_from(program: Program, about: str, look: str, numbers: int, features:
 class _Writer:
     """Writes one program; steps that no answer needs are left out."""
 
-    def __init__(self, program: Program, look: tuple[str, int, int] | None = None) -> None:
-        self.program, self.look = program, look
+    def __init__(self, program: Program, look: tuple[str, int, int] | None = None, choosing: bool = False) -> None:
+        self.program, self.look, self.choosing = program, look, choosing
         self.steps = _needed(program)
         self.series = _series(program) if program.kind == "tokens" else frozenset()
-        self.names = _c_names(s.name for s in self.steps)
+        votes = choosing or any(isinstance(s.op, Match | Votes) for s in self.steps)
+        self.names = _c_names((s.name for s in self.steps), OF_VOTES if votes else set())
         self.tables: list[str] = []
         self.steps = [_without_table(s) for s in self.steps]
 
@@ -106,11 +114,13 @@ class _Writer:
             "\n".join(self._sizes()),
             *(_bend(c) for c in sorted(used)),
             *([LOOKUP] if any(isinstance(s.op, Lookup) for s in self.steps) else []),
-            *([OF_TOKEN] if any(isinstance(s.op, Grid) for s in self.steps) else []),
+            *([OF_TOKEN] if any(isinstance(s.op, Grid) or _has_rows(s.op) for s in self.steps) else []),
+            *([self._answer_ids()] if self.choosing or self._copies() else []),
             *self.tables,
+            *([POINTS] if any(isinstance(x, Match) for s in self.steps for x in (s.op, _how(s.op))) else []),
             *([self.look[0]] if self.look is not None else []),
             "\n".join([self._answers_comment(), self._signature(), "{", *body, "}"]),
-            MAIN_TOKENS if tokens else MAIN_FEATURES,
+            (MAIN_AMONG if self.choosing else MAIN_TOKENS) if tokens else MAIN_FEATURES,
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -140,17 +150,26 @@ class _Writer:
             f"    logits[{i}] = {self._end(a.step) if a.step else '0.0'}; /* {_safe(ascii(a.text))} */"
             for i, a in enumerate(self.program.answers)
         ]
-        reads_input = any(isinstance(s.op, Feature | Lookup | Grid) for s in self.steps)
+        lines += [x for s in self.steps if isinstance(s.op, Votes) for x in self._voted(s, s.op)]
+        reads_input = any(isinstance(s.op, Feature | Lookup | Grid | Match | Votes) for s in self.steps)
         if not reads_input:
             lines.insert(0, f"    (void){'tokens' if self.program.kind == 'tokens' else 'features'};")
         if self.program.kind == "tokens" and not self._uses_n():
             lines.insert(0, "    (void)n;")
         return lines
 
+    def _copies(self) -> bool:
+        return any(isinstance(s.op, Votes) and s.op.copy for s in self.steps)
+
+    def _answer_ids(self) -> str:
+        ids = array_of("static const long answer_ids[ANSWERS]", [str(a.index) for a in self.program.answers])
+        return f"/* The token that each answer is. */\n{ids}"
+
     def _needs_math(self) -> bool:
-        return any(
-            isinstance(s.op, Norm | Attend) or (isinstance(s.op, Bend) and s.op.curve in ("gelu", "silu", "exp"))
-            for s in self.steps
+        ops = [s.op.how if isinstance(s.op, Votes) else s.op for s in self.steps]
+        return self.choosing or any(
+            isinstance(op, Norm | Attend) or (isinstance(op, Bend) and op.curve in ("gelu", "silu", "exp"))
+            for op in ops
         )
 
     # -- texts -----------------------------------------------------------------------------------------------------
@@ -158,11 +177,11 @@ class _Writer:
     def _text_body(self) -> list[str]:
         """Declarations, the loop over places, and what only the place asked needs."""
         again = [s for s in self.steps if s.name in self.series]
-        last = [s for s in self.steps if s.name not in self.series]
+        last = [s for s in self.steps if s.name not in self.series and not isinstance(s.op, Votes)]
         lines = [f"    static double {self.names[s.name]}[PLACES];" for s in again]
-        if any(isinstance(s.op, Attend) for s in self.steps):
+        if any(isinstance(s.op, Attend | Votes) for s in self.steps):
             lines.append("    static double weights[PLACES];")
-        if self._uses_at(last):
+        if self._uses_at([s for s in self.steps if s.name not in self.series]):
             lines.append("    const int at = n - 1;")
         if again:
             lines += ["    for (int i = 0; i < n; i++) {"]
@@ -175,7 +194,8 @@ class _Writer:
 
     def _uses_at(self, last: Sequence[Step]) -> bool:
         by_place = any(
-            isinstance(s.op, Lookup | Grid | ByPosition | Attend | Average | Latest | Previous) for s in last
+            isinstance(s.op, Lookup | Grid | ByPosition | Attend | Average | Latest | Previous | Match | Votes)
+            for s in last
         )
         read = {n for s in last for n in reads(s.op)} | {a.step for a in self.program.answers}
         return by_place or bool(read & self.series)
@@ -279,6 +299,16 @@ class _Writer:
             case Latest(value, where, empty):
                 inner = [loop, f"    if ({of[where]}[j] > 0.0) {target} = {of[value]}[j];", "}"]
                 start = number_of(empty)
+            case Match(value, back, weight, others):
+                w = f"{of[weight]}[j]" if weight else "1.0"
+                inner = [
+                    "double total = 0.0, all = 0.0, sum = 0.0;", loop,
+                    f"    const double part = points(tokens, {back}, j, {i}) ? {w} : {number_of(others)} * {w};",
+                    f"    total += part; all += {w};",
+                    f"    {target} += part * {of[value]}[j]; sum += {w} * {of[value]}[j];", "}",
+                    f"if (total > 0.0) {target} /= total;", f"else {target} = all > 0.0 ? sum / all : 0.0;",
+                ]  # fmt: skip
+                start = "0.0"
             case Previous(value, back, empty):
                 inner = []
                 start = f"{i} >= {back} ? {of[value]}[{i} - {back}] : {number_of(empty)}"
@@ -288,13 +318,72 @@ class _Writer:
             return [f"{indent}{begin} = {start};"]
         return [f"{indent}{begin} = {start};", f"{indent}{{", *(f"{indent}    {x}" for x in inner), f"{indent}}}"]
 
+    def _voted(self, step: Step, op: Votes) -> list[str]:
+        """The statements that add a vote to the logits."""
+        inner = [*self._shares(op.how), "for (int j = 0; j <= at; j++) {"]
+        if op.copy:
+            inner += [
+                "    for (int i = 0; i < ANSWERS; i++)",
+                f"        if (tokens[j] == answer_ids[i]) logits[i] += {number_of(op.copy)} * weights[j];",
+            ]
+        if op.default:
+            name = self.names[step.name]
+            self._rows_table(name, op)
+            inner += [
+                f"    const int row = of_token({name}_ids, {len(op.rows)}, tokens[j]);",
+                f"    for (int i = 0; i < ANSWERS; i++) logits[i] += {name}_by[row][i] * weights[j];",
+            ]
+        about = [f"    /* {_safe(step.about)} */"] if step.about else []
+        return [*about, "    {", *(f"        {x}" for x in [*inner, "}"]), "    }"]
+
+    def _rows_table(self, name: str, op: Votes) -> None:
+        ids = [str(t) for t, _ in op.rows] or ["-1"]
+        self.tables.append(array_of(f"static const long {name}_ids[{len(ids)}]", ids))
+        rows = [array_of("", map(number_of, r)).removeprefix(" = ").removesuffix(";") for _, r in op.rows]
+        rows.append(array_of("", map(number_of, op.default)).removeprefix(" = ").removesuffix(";"))
+        head = f"static const double {name}_by[{len(rows)}][ANSWERS] = {{"
+        self.tables.append("\n".join([head, ",\n".join(rows), "};"]))
+
+    def _shares(self, how: Looks) -> list[str]:
+        """The statements after which `weights` has what each place counts for the last one."""
+        of, loop = self.names, "for (int j = 0; j <= at; j++) {"
+        match how:
+            case Previous(_, back):
+                return [f"for (int j = 0; j <= at; j++) weights[j] = j == at - {back} ? 1.0 : 0.0;"]
+            case Average(_, weight, nothing):
+                w = f"{of[weight]}[j]" if weight else "1.0"
+                return [f"double total = {number_of(nothing)};", f"{loop} weights[j] = {w}; total += weights[j]; }}",
+                        "for (int j = 0; total > 0.0 && j <= at; j++) weights[j] /= total;"]  # fmt: skip
+            case Match(_, back, weight, others):
+                w = f"{of[weight]}[j]" if weight else "1.0"
+                return [
+                    "double total = 0.0;", loop,
+                    f"    weights[j] = points(tokens, {back}, j, at) ? {w} : {number_of(others)} * {w};",
+                    "    total += weights[j];", "}",
+                    f"if (!(total > 0.0)) {loop} weights[j] = {w}; total += weights[j]; }}",
+                    "for (int j = 0; total > 0.0 && j <= at; j++) weights[j] /= total;",
+                ]  # fmt: skip
+            case Attend(_, query, key, score, scale, sink):
+                dot = " + ".join(f"{self._end(q)} * {of[k]}[j]" for q, k in zip(query, key, strict=True))
+                weigh = " + ".join([*([f"{number_of(scale)} * ({dot})"] if dot else []),
+                                    *([f"{of[score]}[j]"] if score else [])]) or "0.0"  # fmt: skip
+                top = "-INFINITY" if sink is None else number_of(sink)
+                total = "0.0" if sink is None else f"exp({number_of(sink)} - top)"
+                return [
+                    f"double top = {top}, total;", loop,
+                    *_wrapped("    weights[j] = ", weigh.split(" + "), "    ", "+ "),
+                    "    if (weights[j] > top) top = weights[j];", "}", f"total = {total};",
+                    f"{loop} weights[j] = exp(weights[j] - top); total += weights[j]; }}",
+                    "for (int j = 0; j <= at; j++) weights[j] /= total;",
+                ]  # fmt: skip
+
 
 # -- which steps, under which names ----------------------------------------------------------------------------------
 
 
 def _needed(program: Program) -> list[Step]:
     """The steps that an answer needs, in their order."""
-    wanted = {a.step for a in program.answers}
+    wanted = {a.step for a in program.answers} | {s.name for s in program.steps if isinstance(s.op, Votes)}
     for s in reversed(program.steps):
         if s.name in wanted:
             wanted |= set(reads(s.op))
@@ -305,21 +394,30 @@ def _series(program: Program) -> frozenset[str]:
     """The steps that are needed at every place: what a later place looks back at, and what that is made of."""
     wanted = set[str]()
     for s in reversed(_needed(program)):
-        match s.op:
+        match _how(s.op):
             case Attend(value, query, key, score):
-                wanted |= {value, *key, *([score] if score else [])}
+                wanted |= {n for n in (value, *key, score) if n}
                 wanted |= set(query) if s.name in wanted else set()
-            case Average() | Latest() | Previous():
+            case Average() | Latest() | Previous() | Match():
                 wanted |= set(reads(s.op))
             case _:
                 wanted |= set(reads(s.op)) if s.name in wanted else set()
     return frozenset(wanted)
 
 
-def _c_names(names: Iterable[str]) -> dict[str, str]:
+def _how(op: Op) -> Op:
+    """How a vote weighs places; any other operation itself."""
+    return op.how if isinstance(op, Votes) else op
+
+
+def _has_rows(op: Op) -> bool:
+    return isinstance(op, Votes) and bool(op.default)
+
+
+def _c_names(names: Iterable[str], reserved: set[str]) -> dict[str, str]:
     """A name for every step that C takes: ASCII, no word of C or of this file, no two alike."""
     out: dict[str, str] = {}
-    taken: set[str] = {*RESERVED}
+    taken: set[str] = {*RESERVED, *reserved}
     for name in names:
         short = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
         while short in taken or short.startswith(("_", "bend_")) or short.endswith(("_of", "_by", "_ids", "_at")):
@@ -433,6 +531,13 @@ static int of_token(const long *ids, int n, long token)
     return low < n && ids[low] == token ? low : n;
 }"""
 
+POINTS = """/* Whether the token so many places before place j is that of place i, and stands before it. */
+static int points(const long *tokens, int back, int j, int i)
+{
+    const int source = j >= back ? j - back : 0;
+    return source < i && tokens[source] == tokens[i];
+}"""
+
 _PRINT = """        decide({inputs}logits);
         for (int i = 0; i < ANSWERS; i++) printf("%.17g%c", logits[i], i + 1 < ANSWERS ? ' ' : '\\n');
     }}
@@ -466,6 +571,22 @@ MAIN_TOKENS = """int main(void)
             return 2;
         }
 """ + _PRINT.format(inputs="tokens, n, ")
+
+_AMONG = """        int among[ANSWERS], all = *end != '|';
+        for (int i = 0; i < ANSWERS; i++) among[i] = all;
+        for (text = all ? end : end + 1; !all; text = end) {
+            const long token = strtol(text, &end, 10);
+            if (end == text) break;
+            for (int i = 0; i < ANSWERS; i++) if (answer_ids[i] == token) among[i] = 1;
+        }
+        while (*end == ' ' || *end == '\\t' || *end == '\\r') end++;
+"""
+
+MAIN_AMONG = MAIN_TOKENS.replace("        if (n == 0 ||", f"{_AMONG}        if (n == 0 ||").replace(
+    "        for (int i = 0; i < ANSWERS; i++) printf",
+    "        for (int i = 0; i < ANSWERS; i++) if (!among[i]) logits[i] = -INFINITY;\n"
+    "        for (int i = 0; i < ANSWERS; i++) printf",
+)  # fmt: skip
 
 MAIN_FEATURES = """int main(void)
 {

@@ -10,11 +10,13 @@ Knows programs. Does not know models, circuits, tasks, or how well the program d
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from openwork.errors import UsageError
+from openwork.explain.programs import emit_votes
 from openwork.explain.programs.passes import series, uses
 from openwork.explain.programs.program import (
     Attend,
@@ -25,12 +27,14 @@ from openwork.explain.programs.program import (
     Grid,
     Latest,
     Lookup,
+    Match,
     Norm,
     Op,
     Previous,
     Product,
     Program,
     Sum,
+    Votes,
     reads,
 )
 
@@ -71,7 +75,34 @@ HELPERS = {
     top = np.maximum(np.where(np.tri(len(values)) > 0, scores, -np.inf).max(1), sink)
     weights = np.tril(np.exp(np.minimum(scores - top[:, None], 0.0)))
     return weights @ values / (weights.sum(1) + np.exp(sink - top))''',
+    **emit_votes.HELPERS,
 }
+
+
+DECIDE = '''
+
+def decide(tokens: list[str]) -> str:
+    """The answer that most speaks for."""
+    found = scores(tokens)
+    return max(found, key=found.__getitem__)
+
+
+if __name__ == "__main__":
+    for line in [json.dumps(sys.argv[1:])] if sys.argv[1:] else sys.stdin:
+        print(json.dumps(decide(json.loads(line))))'''
+
+DECIDE_AMONG = '''
+
+def decide(tokens: list[str], among: Sequence[str] = ANSWERS) -> str:
+    """The answer that most speaks for, of those that compete."""
+    found = scores(tokens)
+    return max((a for a in ANSWERS if a in among), key=found.__getitem__)
+
+
+if __name__ == "__main__":  # a line of stdin: tokens, or {"tokens": tokens, "among": answers}
+    for line in [json.dumps(sys.argv[1:])] if sys.argv[1:] else sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(decide(**asked if isinstance(asked, dict) else {"tokens": asked})))'''
 
 
 def quoted(text: str) -> str:
@@ -113,7 +144,7 @@ class _Writer:
         """One step: inside of its reader where it fits, else as a statement."""
         end = name not in self.everywhere
         text, binds = self.expression(op, end)
-        once = self.count[name] == 1 and not isinstance(op, (Average, Attend, Latest, Previous))
+        once = self.count[name] == 1 and not isinstance(op, (Average, Attend, Latest, Previous, Match))
         answers = {a.step for a in self.program.answers}
         crossed = not end and self._read_at_end(name)
         if once and name not in answers and not crossed and len(text) <= INLINE:
@@ -129,8 +160,9 @@ class _Writer:
 
     def _read_at_end(self, name: str) -> bool:
         """Whether a series is read by a step that is wanted at the end alone, other than by averaging it."""
-        mixed = (Average, Attend, Latest, Previous)
+        mixed = (Average, Attend, Latest, Previous, Match)
         ends = [s.op for s in self.program.steps if s.name not in self.everywhere and name in reads(s.op)]
+        ends = [op.how if isinstance(op, Votes) else op for op in ends]
         return any(not isinstance(op, mixed) or (isinstance(op, Attend) and name in op.query) for op in ends)
 
     def _long_sum(self, name: str, op: Sum, end: bool, about: str) -> None:
@@ -235,6 +267,13 @@ class _Writer:
                     self.used.add("n")
                 w = self.get(weight, False) if weight else "np.ones(n)"
                 return f"{self.helper('average' if end else 'averages')}({v}, {w}{extra})"
+            case Match(value, back, weight, others):
+                if not weight:
+                    self.used.add("n")
+                w = self.get(weight, False) if weight else "np.ones(n)"
+                pointed = f"{self.helper('points')}(tokens, {back})"
+                call = f"{self.helper('matched')}({self.get(value, False)}, {pointed}, {w}, {self._number(others)})"
+                return f"{call}[-1]" if end else call
             case Latest(value, where, empty):
                 call = f"{self.helper('latest')}({self.get(value, False)}, {self.get(where, False)}, {empty!r})"
                 return f"{call}[-1]" if end else call
@@ -320,10 +359,11 @@ def _unpacked(columns: Sequence[str], source: str) -> list[str]:
     return [*lines, line(now, len(columns))] if now else []
 
 
-def emit_python(program: Program, head: Sequence[str]) -> str:
+def emit_python(program: Program, head: Sequence[str], choosing: bool = False) -> str:
     """The source text of a program of tokens.
 
-    head  lines of the docstring: what is decided, where it comes from, how well it agrees
+    head      lines of the docstring: what is decided, where it comes from, how well it agrees
+    choosing  other answers compete from text to text: `decide` is told which
 
     UsageError where the program has a step that is too large to be written down (a `Grid`) or reads features.
     """
@@ -360,22 +400,36 @@ def emit_python(program: Program, head: Sequence[str]) -> str:
         w.inline[s.name] = f"{w.helper('by_place')}({constant}, {s.op.values[-1]!r}, n){end}", 2
         if w.count[s.name] > 1 or s.name in {a.step for a in program.answers}:
             body.append(f"{s.name} = {w.inline.pop(s.name)[0]}")
+    many = len(program.answers) > 2 or any(isinstance(s.op, Votes) for s in program.steps)
+    read = {n for s in program.steps for n in reads(s.op)}
+    sums = {a.step for a in program.answers if isinstance(program.by_name.get(a.step), Sum)} - read
     for s in program.steps:
-        if not isinstance(s.op, (Lookup, ByPosition)):
+        if not isinstance(s.op, (Lookup, ByPosition, Votes)) and not (many and s.name in sums):
             w.write(s.name, s.op, s.about)
+    if many:
+        more, last_lines = emit_votes.closing(program, w.get, w._number, w.helper, quoted, TABLE)
+        tables += more
+        w.lines += [*last_lines, "return found"]
+        w.used |= {"n"} if any(re.search(r"\bn\b", line) for line in last_lines) else set()
+    else:
+        scores = ", ".join(
+            f"ANSWERS[{k}]: {w.get(a.step, True) if a.step else '0.0'}" for k, a in enumerate(program.answers)
+        )
+        w.lines.append(f"return {{{scores}}}")
     body = ["n = len(tokens)", *body] if "n" in w.used else body
-    scores = ", ".join(
-        f"ANSWERS[{k}]: {w.get(a.step, True) if a.step else '0.0'}" for k, a in enumerate(program.answers)
-    )
-    answers = ", ".join(quoted(a.text) for a in program.answers)
+    answers = [f"ANSWERS = ({', '.join(quoted(a.text) for a in program.answers)})"]
+    if len(answers[0]) > WIDE:
+        texts = [quoted(a.text) for a in program.answers]
+        answers = ["# fmt: off", *emit_votes.packed("ANSWERS = (", texts, ")", TABLE, "    "), "# fmt: on"]
     helpers = [HELPERS[h] for h in HELPERS if h in w.used]
     series_used = any("Series" in h for h in helpers)
     imports = ["import json", *(["import math"] if any("math." in h for h in helpers) else []), "import sys"]
     numpy = any("np." in x for x in [*helpers, *body, *w.lines]) or series_used
     docstring = ['"""' + head[0] + '"""'] if len(head) == 1 else ['"""' + head[0], *head[1:], '"""']
     text = [*docstring, "", "from __future__ import annotations", "", *imports]
+    text += ["from collections.abc import Sequence"] if choosing else []
     text += ["", "import numpy as np"] if numpy else []
-    text += ["", f"ANSWERS = ({answers})"]
+    text += ["", *answers]
     text += ["Series = np.ndarray  # one number per token"] if series_used else []
     text += ["", "# fmt: off", *tables, "# fmt: on"] if tables else []
     for h in helpers:
@@ -383,14 +437,5 @@ def emit_python(program: Program, head: Sequence[str]) -> str:
     text += ["", "", "def scores(tokens: list[str]) -> dict[str, float]:"]
     text += ['    """How much speaks for each answer after these tokens."""']
     text += [f"    {line}" for line in (*body, *w.lines)]
-    text += [f"    return {{{scores}}}"]
-    text += ["", "", "def decide(tokens: list[str]) -> str:"]
-    text += [
-        '    """The answer that most speaks for."""',
-        "    found = scores(tokens)",
-        "    return max(found, key=found.__getitem__)",
-    ]
-    text += ["", "", 'if __name__ == "__main__":']
-    text += ["    for line in [json.dumps(sys.argv[1:])] if sys.argv[1:] else sys.stdin:"]
-    text += ["        print(json.dumps(decide(json.loads(line))))", ""]
-    return "\n".join(text)
+    text += (DECIDE_AMONG if choosing else DECIDE).split("\n")
+    return "\n".join([*text, ""])

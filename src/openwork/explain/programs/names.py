@@ -14,7 +14,20 @@ import re
 from collections.abc import Mapping
 
 from openwork.explain.programs.passes import fresh, with_names
-from openwork.explain.programs.program import Average, Bend, ByPosition, Lookup, Norm, Program, Step, reads
+from openwork.explain.programs.program import (
+    Average,
+    Bend,
+    ByPosition,
+    Looks,
+    Lookup,
+    Match,
+    Norm,
+    Previous,
+    Program,
+    Step,
+    Votes,
+    reads,
+)
 
 LONG = 24  # characters of a name made of tokens
 MARKS = {
@@ -27,6 +40,7 @@ OURS = (
     "latest", "previous", "by_place", "gelu", "gelus", "found", "line",
     "part",
 )  # fmt: skip
+OURS_OF_MANY = ("points", "matched", "share", "said", "numbers", "token")  # where there are more than two answers
 
 
 def slug(text: str) -> str:
@@ -46,7 +60,8 @@ def readable(program: Program, labels: Mapping[str, str] | None = None) -> Progr
     labels = labels or {}
     words, ops = dict(program.words), program.by_name
     names: dict[str, str] = {}
-    taken = {*OURS, *keyword.kwlist, *dir(builtins)}
+    ours = (*OURS, *OURS_OF_MANY) if len(program.answers) > 2 else OURS
+    taken = {*ours, *keyword.kwlist, *dir(builtins)}
 
     def call(step: str, name: str) -> None:
         if step not in names:
@@ -58,7 +73,8 @@ def readable(program: Program, labels: Mapping[str, str] | None = None) -> Progr
         node = s.about.split(",")[0].split(" ")[0]
         if node in labels and isinstance(s.op, (Bend, Average)) and slug(labels[node]):
             call(s.name, slug(labels[node]))
-    weights = list(dict.fromkeys(s.op.weight for s in program.steps if isinstance(s.op, Average) and s.op.weight))
+    looks = [s.op.how if isinstance(s.op, Votes) else s.op for s in program.steps]
+    weights = list(dict.fromkeys(op.weight for op in looks if isinstance(op, (Average, Match)) and op.weight))
     for k, w in enumerate(weights):
         ending = "" if len(weights) == 1 else f"_{k + 1}"
         call(w, f"weight{ending}")
@@ -74,6 +90,9 @@ def readable(program: Program, labels: Mapping[str, str] | None = None) -> Progr
             call(s.name, "scale" if "attn" in s.name else f"{s.name.split('_')[0]}_scale")
             if s.op.rest:
                 _name_cone(program, s.op.rest, "size", call)
+    for s in program.steps:
+        if isinstance(s.op, Votes):
+            call(s.name, _looked_at(s.op.how))
     for s in program.steps:
         found = re.fullmatch(r"neuron\d+_(\d+)", s.name)
         call(s.name, f"neuron_{found[1]}" if found else _plain(s))
@@ -122,6 +141,22 @@ def _after_tokens(tables: list[Lookup], words: Mapping[int, str]) -> str:
     names = [slug(words.get(i, "")) for i, x in ends if abs(x) > 0.5 * abs(ends[0][1])]
     both = "_or_".join(dict.fromkeys(n for n in names if n))
     return both if len(both) <= LONG else names[0]
+
+
+def _looked_at(how: Looks) -> str:
+    """What the places are that vote."""
+    match how:
+        case Match(_, 0):
+            return "same_word"
+        case Match(_, 1):
+            return "after_same_word"
+        case Match(_, back):
+            return f"{back}_after_same_word"
+        case Previous(_, 0):
+            return "here"
+        case Previous(_, back):
+            return f"before_{back}" if back > 1 else "before"
+    return "looked_at"
 
 
 def _plain(step: Step) -> str:

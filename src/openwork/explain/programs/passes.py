@@ -22,7 +22,9 @@ from openwork.explain.programs.program import (
     Bend,
     ByPosition,
     Latest,
+    Looks,
     Lookup,
+    Match,
     Norm,
     Op,
     Previous,
@@ -30,6 +32,7 @@ from openwork.explain.programs.program import (
     Program,
     Step,
     Sum,
+    Votes,
     reads,
     renamed,
 )
@@ -71,10 +74,11 @@ def series(program: Program) -> frozenset[str]:
     out = set[str]()
     for s in reversed(program.steps):
         if isinstance(s.op, MIXES):
-            once = set(s.op.query) if isinstance(s.op, Attend) and s.name not in out else set()
-            over = set(reads(s.op)) - once
-            if isinstance(s.op, Attend):
-                over |= {s.op.value, *s.op.key} | ({s.op.score} if s.op.score else set())
+            op = s.op.how if isinstance(s.op, Votes) else s.op
+            once = set(op.query) if isinstance(op, Attend) and s.name not in out else set()
+            over = set(reads(op)) - once
+            if isinstance(op, Attend):
+                over |= {n for n in (op.value, *op.key, op.score) if n}
             out |= over
         elif s.name in out:
             out |= set(reads(s.op))
@@ -97,7 +101,10 @@ def downstream(program: Program, changed: set[str]) -> set[str]:
 
 def dead(program: Program) -> Program:
     """The program without steps that no answer depends on."""
+    silent = {s.name for s in program.steps if isinstance(s.op, Votes) and not s.op.copy and not any(s.op.default)}
+    silent -= {s.name for s in program.steps if isinstance(s.op, Votes) and s.op.rows}
     needed = {a.step for a in program.answers}
+    needed |= {s.name for s in program.steps if isinstance(s.op, Votes)} - silent
     for s in reversed(program.steps):
         if s.name in needed:
             needed |= set(reads(s.op))
@@ -192,6 +199,10 @@ def _constants(program: Program) -> Program:
                 return Sum((), known[value])
             case Attend(score=score, sink=None) if score in known:
                 return replace(op, score="")
+            case Match(weight=weight) if weight in known and known[weight] > 0:
+                return replace(op, weight="")
+            case Votes():
+                return replace(op, how=_weighed(op.how, known))
             case Latest(value, where, empty) if where in known:
                 return Sum((), empty) if known[where] <= 0 else Sum(((value, 1.0),))
             case Latest(value, _, empty) | Previous(value, _, empty) if value in known and known[value] == empty:
@@ -199,6 +210,18 @@ def _constants(program: Program) -> Program:
         return op
 
     return _mapped(program, rule)
+
+
+def _weighed(how: Looks, known: Mapping[str, float]) -> Looks:
+    """How a vote weighs places, where some steps are known to be numbers."""
+    match how:
+        case Average(_, weight, nothing) if known.get(weight, 0.0) > 0:
+            return replace(how, weight="", nothing=nothing / known[weight])
+        case Match(weight=weight) if known.get(weight, 0.0) > 0:
+            return replace(how, weight="")
+        case Attend(score=score, sink=None) if score in known:
+            return replace(how, score="")
+    return how
 
 
 def _tables(program: Program) -> Program:

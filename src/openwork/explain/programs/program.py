@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -34,6 +34,7 @@ Kind = Literal["tokens", "features"]
 Curve = Literal["relu", "gelu", "silu", "step", "exp"]
 
 VERSION = 1
+KEPT = 1 << 26  # bytes of what a trace keeps of how one head weighs places
 
 
 # -- what a step may do ----------------------------------------------------------------------------------------------
@@ -189,12 +190,64 @@ class Previous:
     empty: float = 0.0
 
 
-Op = Lookup | Grid | ByPosition | Feature | Sum | Product | Bend | Norm | Attend | Average | Latest | Previous
+@dataclass(frozen=True)
+class Match:
+    """At each place the weighted average of `value` over the places that its token points to; over all if to none.
+
+    A place is pointed to if the token `back` places before it is the token here and stands before here. With back = 1
+    these are the places behind earlier ones of the same token: what an induction head looks at (Elhage et al. 2021,
+    transformer-circuits.pub/2021/framework; Olsson et al. 2022, arXiv 2209.11895). With back = 0 they are the earlier
+    places of that token: a duplicate-token head (Wang et al. 2022, arXiv 2211.00593). A place that has not as many
+    before it looks at the first one, as attention must look at something.
+
+    weight  an earlier step, nowhere negative: how much each place counts; "" when all count the same
+    others  what a place counts that the token does not point to, as a share of what it would count otherwise
+    """
+
+    value: str
+    back: int = 1
+    weight: str = ""
+    others: float = 0.0
+
+
+Looks = Attend | Average | Match | Previous  # operations that say how an earlier place counts
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What earlier places say of all answers at once, added to the logits; no step reads it.
+
+    Each place up to the one asked counts as `how` weighs it (an operation whose value is ""). It adds `copy` to the
+    answer whose token stands there, and to all answers the numbers that `rows` has for the token that stands there.
+
+    rows     (token id, one number per answer) in order of ids; all others `default`; () where there are none
+    """
+
+    how: Looks
+    copy: float = 0.0
+    rows: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    default: tuple[float, ...] = ()
+
+    @cached_property
+    def matrix(self) -> Array:
+        """The numbers [ids + 1, answers], the default in the last row."""
+        out = np.tile(np.array(self.default), (self.rows[-1][0] + 2 if self.rows else 1, 1))
+        for i, row in self.rows:
+            out[i] = row
+        return out
+
+
+Op = (
+    Lookup | Grid | ByPosition | Feature | Sum | Product | Bend | Norm | Attend | Average | Latest | Previous | Match
+    | Votes
+)  # fmt: skip
 OPS: dict[str, type[Op]] = {
     k.__name__: k
-    for k in (Lookup, Grid, ByPosition, Feature, Sum, Product, Bend, Norm, Attend, Average, Latest, Previous)
-}
-MIXES = (Attend, Average, Latest, Previous)  # operations that look at earlier places
+    for k in (
+        Lookup, Grid, ByPosition, Feature, Sum, Product, Bend, Norm, Attend, Average, Latest, Previous, Match, Votes,
+    )
+}  # fmt: skip
+MIXES = (Attend, Average, Latest, Previous, Match, Votes)  # operations that look at earlier places
 
 
 # -- the program -----------------------------------------------------------------------------------------------------
@@ -245,6 +298,8 @@ class Program:
                 raise UsageError(f"program: step {s.name} reads tokens, but the input is a vector of features.")
             if self.kind == "tokens" and isinstance(s.op, Feature):
                 raise UsageError(f"program: step {s.name} reads a feature, but the input is tokens.")
+            if isinstance(s.op, Votes) and s.op.default and len(s.op.default) != len(self.answers):
+                raise UsageError(f"program: step {s.name} has {len(s.op.default)} numbers, not {len(self.answers)}.")
             known.add(s.name)
         lost = [a.step for a in self.answers if a.step and a.step not in known]
         if lost:
@@ -272,13 +327,15 @@ def reads(op: Op) -> tuple[str, ...]:
         case Norm(of, rest):
             return (*of, *_named(rest))
         case Attend(value, query, key, score):
-            return (value, *query, *key, *_named(score))
-        case Average(value, weight):
-            return (value, *_named(weight))
+            return (*_named(value), *query, *key, *_named(score))
+        case Average(value, weight) | Match(value, _, weight):
+            return (*_named(value), *_named(weight))
         case Latest(value, where):
             return value, where
         case Previous(value):
-            return (value,)
+            return _named(value)
+        case Votes(how):
+            return reads(how)
     return ()
 
 
@@ -298,13 +355,15 @@ def renamed(op: Op, to: Callable[[str], str]) -> Op:
         case Norm(of, rest):
             return replace(op, of=tuple(map(to, of)), rest=opt(rest))
         case Attend(value, query, key, score):
-            return replace(op, value=to(value), query=tuple(map(to, query)), key=tuple(map(to, key)), score=opt(score))
-        case Average(value, weight):
-            return replace(op, value=to(value), weight=opt(weight))
+            return replace(op, value=opt(value), query=tuple(map(to, query)), key=tuple(map(to, key)), score=opt(score))
+        case Average(value, weight) | Match(value, _, weight):
+            return replace(op, value=opt(value), weight=opt(weight))
         case Latest(value, where):
             return replace(op, value=to(value), where=to(where))
         case Previous(value):
-            return replace(op, value=to(value))
+            return replace(op, value=opt(value))
+        case Votes(how):
+            return replace(op, how=renamed(how, to))
     return op
 
 
@@ -350,6 +409,8 @@ class Trace:
         self.rows = np.arange(len(self.x))
         self._ends: dict[str, Array] = {}
         self._series: dict[str, Array] = {}
+        self._votes: dict[str, Array] = {}
+        self._shares: dict[tuple[Looks, bool], Array] = {}  # by how places are weighed, and whether at the end alone
 
     def after(self, program: Program, changed: set[str]) -> Trace:
         """The trace of a changed program on the same inputs; steps not in `changed` keep what is known of them."""
@@ -358,6 +419,8 @@ class Trace:
         kept = program.by_name.keys() - changed
         new._ends = {n: v for n, v in self._ends.items() if n in kept}
         new._series = {n: v for n, v in self._series.items() if n in kept}
+        new._votes = {n: v for n, v in self._votes.items() if n in kept}
+        new._shares = {k: v for k, v in self._shares.items() if not changed.intersection(reads(k[0]))}
         return new
 
     def end(self, name: str) -> Array:
@@ -378,7 +441,76 @@ class Trace:
     def logits(self) -> Array:
         """One number per answer: [N, A]."""
         zero = np.zeros(len(self.x))
-        return np.stack([self.end(a.step) if a.step else zero for a in self.program.answers], 1)
+        scalars = np.stack([self.end(a.step) if a.step else zero for a in self.program.answers], 1)
+        for s in self.program.steps:
+            if isinstance(s.op, Votes):
+                if s.name not in self._votes:
+                    self._votes[s.name] = self._voted(s.op)
+                scalars = scalars + self._votes[s.name]
+        return scalars
+
+    def _voted(self, op: Votes) -> Array:
+        """What a vote adds to the logits: [N, A]."""
+        share = self.shares(op.how, True)[:, 0]
+        out = np.zeros((len(self.x), len(self.program.answers)))
+        if op.copy:
+            for k, a in enumerate(self.program.answers):
+                out[:, k] += op.copy * (share * (self.x == a.index)).sum(1)
+        if op.default:
+            tokens = np.minimum(self.x, len(op.matrix) - 1)
+            given = np.zeros((len(self.x), len(op.matrix)))
+            np.add.at(given, (self.rows[:, None], tokens), share)
+            out += given @ op.matrix
+        return out
+
+    def shares(self, how: Looks, end: bool) -> Array:
+        """How much each place counts, [N, 1, T] of the position asked, or [N, T, T] of every place; its value unread.
+
+        Nothing of what is not seen; they sum to 1, or to less where a part is of nothing.
+        """
+        key = replace(how, value=""), end
+        if key in self._shares:
+            return self._shares[key]
+        made = self._shared(how, end)
+        if made.nbytes <= KEPT:
+            self._shares[key] = made
+        return made
+
+    def _shared(self, how: Looks, end: bool) -> Array:
+        n, t = self.x.shape
+        here = self.at[:, None] if end else np.broadcast_to(np.arange(t), (n, t))  # [N, R] places that are asked
+        seen = np.arange(t) <= here[:, :, None]  # [N, R, T]
+        match how:
+            case Attend(_, query, key, score, scale, sink):
+                q = np.stack([self.end(x)[:, None] if end else self.series(x) for x in query], -1) if query else None
+                k = np.stack([self.series(x) for x in key], -1) if key else None
+                z = np.zeros(seen.shape) if q is None or k is None else scale * (q @ k.swapaxes(1, 2))
+                z = np.where(seen, z + (self.series(score)[:, None, :] if score else 0.0), -np.inf)
+                top = z.max(-1, keepdims=True)
+                top = top if sink is None else np.maximum(top, sink)
+                w = np.exp(z - top)
+                return w / (w.sum(-1, keepdims=True) + (0.0 if sink is None else np.exp(sink - top)))
+            case Average(_, weight, nothing):
+                w = np.where(seen, self.series(weight)[:, None, :] if weight else 1.0, 0.0)
+                total = w.sum(-1, keepdims=True) + nothing
+            case Match(_, back, weight, others):
+                own = np.where(seen, self.series(weight)[:, None, :] if weight else 1.0, 0.0)
+                w = own * np.where(self._pointed(back, here), 1.0, others)
+                total = w.sum(-1, keepdims=True)
+                w = np.where(total > 0, w, own)
+                total = w.sum(-1, keepdims=True)
+            case Previous(_, back):
+                w = (np.arange(t) == here[:, :, None] - back).astype(np.float64)
+                total = np.ones(1)
+        return w / np.where(total > 0, total, 1.0)
+
+    def _pointed(self, back: int, here: Ids) -> NDArray[np.bool_]:
+        """Whether the token some places before a place is that at the place asked, and before it: [N, R, T]."""
+        t = self.x.shape[1]
+        source = np.maximum(np.arange(t) - back, 0)
+        token = self.x[:, source]  # [N, T], the token some places before each
+        mine = np.take_along_axis(self.x, here, 1)  # [N, R]
+        return (source < here[:, :, None]) & (token[:, None, :] == mine[:, :, None])
 
     def _value(self, op: Op, end: bool) -> Array:
         get = self.end if end else self.series
@@ -412,16 +544,8 @@ class Trace:
         here = self.at[:, None] if end else np.broadcast_to(np.arange(t), (n, t))  # [N, R] places that are asked
         seen = np.arange(t) <= here[:, :, None]  # [N, R, T]
         match op:
-            case Attend(value, query, key, score, scale, sink):
-                q = np.stack([self.end(x)[:, None] if end else self.series(x) for x in query], -1) if query else None
-                k = np.stack([self.series(x) for x in key], -1) if key else None
-                z = np.zeros(seen.shape) if q is None or k is None else scale * (q @ k.swapaxes(1, 2))
-                z = np.where(seen, z + (self.series(score)[:, None, :] if score else 0.0), -np.inf)
-                top = z.max(-1, keepdims=True)
-                top = top if sink is None else np.maximum(top, sink)
-                w = np.exp(z - top)
-                w = w / (w.sum(-1, keepdims=True) + (0.0 if sink is None else np.exp(sink - top)))
-                out = (w * self.series(value)[:, None, :]).sum(-1)
+            case Attend(value) | Match(value):
+                out = (self.shares(op, end) * self.series(value)[:, None, :]).sum(-1)
             case Average(value, weight, nothing):
                 w = np.where(seen, self.series(weight)[:, None, :] if weight else 1.0, 0.0)
                 total = w.sum(-1) + nothing
@@ -474,7 +598,7 @@ def listed(op: Op) -> tuple[int, ...]:
     """The tokens that an operation's table lists."""
     if isinstance(op, Lookup):
         return tuple(i for i, _ in op.table)
-    return tuple(i for i, _ in op.rows) if isinstance(op, Grid) else ()
+    return tuple(i for i, _ in op.rows) if isinstance(op, (Grid, Votes)) else ()
 
 
 def constants(op: Op) -> tuple[float, ...]:
@@ -492,21 +616,34 @@ def constants(op: Op) -> tuple[float, ...]:
             return float(width), eps
         case Attend(_, _, _, _, scale, sink):
             return ((scale,) if scale != 1.0 else ()) + ((sink,) if sink is not None else ())
-        case Average(nothing=extra) | Latest(empty=extra) | Previous(empty=extra):
+        case Average(nothing=extra) | Latest(empty=extra) | Previous(empty=extra) | Match(others=extra):
             return (extra,) if extra else ()
+        case Votes(how, copy, rows, default):
+            written = sorted({row for _, row in rows} | ({default} if any(default) or rows else set()))
+            return (*constants(how), *((copy,) if copy else ()), *(x for row in written for x in row))
     return ()
 
 
 def to_dict(program: Program) -> dict[str, Any]:
     """Plain data for JSON."""
-    steps = [
-        {"name": s.name, "op": type(s.op).__name__, "about": s.about}
-        | {f.name: getattr(s.op, f.name) for f in fields(s.op)}
-        for s in program.steps
-    ]
+    steps = [{"name": s.name, "op": "", "about": s.about} | _plain(s.op) for s in program.steps]
     answers = [vars(a) for a in program.answers]
     data = {"version": VERSION, "kind": program.kind, "steps": steps, "answers": answers, "words": program.words}
     return json.loads(json.dumps(data))
+
+
+def _plain(op: Op) -> dict[str, Any]:
+    own = {f.name: getattr(op, f.name) for f in fields(op)}
+    if isinstance(op, Votes):
+        own["how"] = _plain(op.how)
+    return {"op": type(op).__name__, **own}
+
+
+def _op(data: Mapping[str, Any]) -> Op:
+    given: dict[str, Any] = {
+        k: _op(v) if k == "how" else _tuples(v) for k, v in data.items() if k not in ("name", "op", "about")
+    }
+    return OPS[data["op"]](**given)
 
 
 def from_dict(data: Mapping[str, Any]) -> Program:
@@ -517,8 +654,7 @@ def from_dict(data: Mapping[str, Any]) -> Program:
     for s in data["steps"]:
         if s["op"] not in OPS:
             raise UsageError(f'program: step {s["name"]} does "{s["op"]}"; there are {", ".join(OPS)}.')
-        given = {k: _tuples(v) for k, v in s.items() if k not in ("name", "op", "about")}
-        steps.append(Step(s["name"], OPS[s["op"]](**given), s["about"]))
+        steps.append(Step(s["name"], _op(s), s["about"]))
     answers = tuple(Answer(**a) for a in data["answers"])
     return Program(data["kind"], tuple(steps), answers, _tuples(data["words"]))
 
@@ -533,11 +669,9 @@ def words_of(program: Program, name: Callable[[int], str]) -> Program:
     return replace(program, words=tuple((i, name(i)) for i in ids))
 
 
-def decisions(logits: Array, candidates: Sequence[Sequence[int]] | None = None) -> Ids:
+def decisions(logits: Array, among: NDArray[np.bool_] | None = None) -> Ids:
     """The place of the answer with the largest logit, [N]; of equal ones the first.
 
-    candidates  per example, the places of the answers that compete there; by default all
+    among  [N, A], which answers compete in an example, at least one in each; by default all
     """
-    if candidates is None:
-        return logits.argmax(1)
-    return np.array([c[int(np.argmax(row[list(c)]))] for row, c in zip(logits, candidates, strict=True)], np.int64)
+    return (logits if among is None else np.where(among, logits, -np.inf)).argmax(1)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openwork.explain.programs.passes import downstream, fold, fresh, margin, series
 from openwork.explain.programs.program import (
@@ -36,7 +37,9 @@ from openwork.explain.programs.program import (
     ByPosition,
     Grid,
     Ids,
+    Looks,
     Lookup,
+    Match,
     Norm,
     Op,
     Previous,
@@ -44,19 +47,29 @@ from openwork.explain.programs.program import (
     Step,
     Sum,
     Trace,
+    Votes,
     decisions,
+    listed,
 )
+from openwork.explain.programs.roles import give_roles, heads, settled, vote_plainly
+from openwork.explain.programs.votes import common, with_votes
 
 Log = Callable[[str, int, int], None]  # stage, done, of
-VERSION = 1  # of what this file makes of a program
+VERSION = 2  # of what this file makes of a program
 RENAMED, JOINED, CHANGED = 1.5, 1.0, 0.5  # texts made in each way per example of the split
+OWN = 512  # examples of the split at most, where other answers compete in each
 FAR = 2.0  # see `Pool`
+TIE = 1e-4  # see `Judge.share`; in units of how far the exact logits go
 RENAMES, RATE = 0.8, 0.15  # share of words that get another name, and of all tokens that are changed to any other
 KEPT = (1, 2, 3, 5, 8, 12, 16, 24, 32, 48)  # places that keep numbers of their own
 GROUPS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96)  # of tokens, the one that is not listed among them
 ROUNDS = 20  # of moving tokens between groups
 HALF = 0.5  # of what the tables may cost is for grouping, the rest for listing fewer tokens
 PATIENCE = 12  # pairs of groups that are tried in vain before no more are joined
+STAGES_OF_MANY = (
+    ("roles", 0.6), ("norms", 0.65), ("votes", 0.7), ("places", 0.75), ("parts", 0.85), ("tokens", 0.9),
+    ("rows", 0.97), ("digits", 1.0),
+)  # fmt: skip
 STAGES = (("norms", 0.1), ("places", 0.25), ("parts", 0.4), ("tokens", 0.92), ("digits", 1.0))
 
 
@@ -69,6 +82,7 @@ class Pool:
 
     tokens  [N, T]; at [N] the position asked
     parts   how many there are of each kind, in this order: the split's own examples; renamed; joined or changed
+    among   [N, A] which answers compete in an example; None where all do in each
 
     Of the split's own and of renamed ones the same share has to be decided alike; of the others, which are far from
     what the circuit was found on, FAR times as many may be decided otherwise.
@@ -77,6 +91,7 @@ class Pool:
     tokens: Ids
     at: Ids
     parts: tuple[int, int, int]
+    among: NDArray[np.bool_] | None = None
 
     @cached_property
     def weight(self) -> Array:
@@ -84,7 +99,22 @@ class Pool:
         return np.full(len(self.tokens), 1.0 / len(self.tokens))
 
 
-def pool_of(tokens: Ids, at: Ids, kinds: Ids, places: int, seed: int = 0) -> Pool:
+@dataclass(frozen=True, eq=False)
+class Among:
+    """Which answers compete, where that differs from example to example.
+
+    mask  [N, A], at least one in each example;  ids  [A], the token that each answer is
+    """
+
+    mask: NDArray[np.bool_]
+    ids: Ids
+
+    def in_text(self, text: Ids) -> NDArray[np.bool_]:
+        """The answers that stand in a text: [A]."""
+        return np.isin(self.ids, text)
+
+
+def pool_of(tokens: Ids, at: Ids, kinds: Ids, places: int, seed: int = 0, among: Among | None = None) -> Pool:
     """The split's examples, and texts made from them; the same seed gives the same pool.
 
     renamed  some words of an example, wherever they stand in it, are other tokens of their kind
@@ -93,7 +123,10 @@ def pool_of(tokens: Ids, at: Ids, kinds: Ids, places: int, seed: int = 0) -> Poo
 
     tokens  [N, T] right-padded; at [N] the position asked
     kinds   [V] a number for each token: words that can stand for one another have the same one; 0 for no word
+    among   which answers compete; see `_pool_among`
     """
+    if among is not None:
+        return _pool_among(tokens, at, kinds, places, seed, among)
     rng = np.random.default_rng(seed)
     like = {int(k): np.flatnonzero(kinds == k) for k in np.unique(kinds) if k}
 
@@ -121,11 +154,67 @@ def pool_of(tokens: Ids, at: Ids, kinds: Ids, places: int, seed: int = 0) -> Poo
     for _ in range(int(JOINED * len(rows))):
         made.append(joined(new[rng.integers(len(new))], new[rng.integers(len(new))]))
     made += [changed(new[rng.integers(len(new))]) for _ in range(int(CHANGED * len(rows)))]
+    return _padded(made, (len(rows), len(new), len(made) - len(rows) - len(new)), None)
+
+
+def _padded(made: Sequence[Ids], parts: tuple[int, int, int], among: NDArray[np.bool_] | None) -> Pool:
     out = np.zeros((len(made), max(map(len, made))), dtype=np.int64)
     for i, text in enumerate(made):
         out[i, : len(text)] = text
-    parts = (len(rows), len(new), len(made) - len(rows) - len(new))
-    return Pool(out, np.array([len(text) - 1 for text in made], dtype=np.int64), parts)
+    return Pool(out, np.array([len(text) - 1 for text in made], dtype=np.int64), parts, among)
+
+
+def _pool_among(tokens: Ids, at: Ids, kinds: Ids, places: int, seed: int, among: Among) -> Pool:
+    """The pool of a task in which other answers compete from example to example.
+
+    The split's own examples, the first OWN of them, keep their candidates. Otherwise:
+
+    renamed  words trade places with others of their kind, one for one, the example's candidates with them: what was the
+             same word is the same word, and what were two are two; answers are a kind of their own
+    joined   as in `pool_of`; the candidates of the text behind, and one answer that stands in the text
+    changed  as in `pool_of`; the candidates of the text, and one answer that stands in it
+
+    A text whose own candidates are told apart by their standing in it at all says little of how an answer is found;
+    hence the one more.
+    """
+    rng = np.random.default_rng(seed)
+    some = np.arange(min(len(tokens), OWN))
+    tokens, at, among = tokens[some], at[some], Among(among.mask[some], among.ids)
+    kinds = kinds.copy()
+    kinds[among.ids] = kinds.max() + 1
+    like = [np.flatnonzero(kinds == k) for k in np.unique(kinds).tolist() if k]
+    place = {int(t): k for k, t in enumerate(among.ids)}
+    texts = [tokens[i, : at[i] + 1] for i in range(len(tokens))]
+    made, asked = list(texts), [among.mask[i] for i in range(len(texts))]
+
+    def add(text: Ids, mask: NDArray[np.bool_]) -> None:
+        here = np.flatnonzero(among.in_text(text))
+        made.append(text)
+        asked.append(mask.copy())
+        if len(here):
+            asked[-1][rng.choice(here)] = True
+
+    for i in range(int(RENAMED * len(texts))):
+        to = np.arange(len(kinds))
+        for words in like:
+            some = words[rng.random(len(words)) < RENAMES]
+            to[some] = rng.permutation(some)
+        mask = np.zeros(len(among.ids), dtype=bool)
+        mask[[place[int(t)] for t in to[among.ids[among.mask[i % len(texts)]]]]] = True
+        made.append(to[texts[i % len(texts)]])
+        asked.append(mask)
+    new, with_new = made[len(texts) :], asked[len(texts) :]
+    for _ in range(int(JOINED * len(texts))):
+        a, b = new[rng.integers(len(new))], int(rng.integers(len(new)))
+        text = np.concatenate([a[: rng.integers(1, len(a) + 1)], new[b][1:]])
+        add(np.concatenate([text[:1], text[1:][-(places - 1) :]]), with_new[b])
+    for _ in range(int(CHANGED * len(texts))):
+        i = int(rng.integers(len(new)))
+        text, hit = new[i].copy(), rng.random(len(new[i])) < RATE
+        hit[[0, -1]] = False
+        text[hit] = rng.integers(len(kinds), size=int(hit.sum()))
+        add(text, with_new[i])
+    return _padded(made, (len(texts), len(new), len(made) - len(texts) - len(new)), np.stack(asked))
 
 
 class Judge:
@@ -134,26 +223,36 @@ class Judge:
     def __init__(self, exact: Program, pool: Pool) -> None:
         self.pool = pool
         self.trace = Trace(exact, pool.tokens, pool.at)
-        self.truth = _spread(self.trace.logits())
-        self.decided = decisions(self.truth)
+        self.truth = _spread(self.trace.logits(), pool.among)
+        self.decided = decisions(self.truth, pool.among)
 
     def share(self, trace: Trace) -> float:
-        """On what share of the pool the decision is the exact one: the least of its parts', by their measure."""
+        """On what share of the pool the decision is the exact one: the least of its parts', by their measure.
+
+        Of more than two answers, one that the exact program has within TIE of the best is as good as the best.
+        """
         logits = trace.logits()
         if not np.isfinite(logits).all():
             return 0.0
-        other = np.split(decisions(logits) != self.decided, np.cumsum(self.pool.parts)[:-1])
+        off = decisions(logits, self.pool.among) != self.decided
+        if self.truth.shape[1] > 2:  # several words may speak alike for themselves: rounding decides nothing
+            rows, chosen = np.arange(len(off)), decisions(logits, self.pool.among)
+            off &= self.truth[rows, self.decided] - self.truth[rows, chosen] > TIE * float(np.abs(self.truth).mean())
+        other = np.split(off, np.cumsum(self.pool.parts)[:-1])
         return 1.0 - max(float(x.mean()) / far for x, far in zip(other, (1.0, 1.0, FAR), strict=True) if len(x))
 
     def damage(self, trace: Trace) -> float:
         """How far the logits are off, on average, in units of how far those of the exact program go."""
-        off = np.abs(_spread(trace.logits()) - self.truth).max(1)
+        off = np.abs(_spread(trace.logits(), self.pool.among) - self.truth).max(1)
         return float(self.pool.weight @ off) / float(np.abs(self.truth).mean() + 1e-12)
 
 
-def _spread(logits: Array) -> Array:
-    """Logits less their mean over the answers: only differences count."""
-    return logits - logits.mean(1, keepdims=True)
+def _spread(logits: Array, among: NDArray[np.bool_] | None) -> Array:
+    """Logits less their mean over the answers that compete, 0 for those that do not: only differences count."""
+    if among is None:
+        return logits - logits.mean(1, keepdims=True)
+    mean = np.where(among, logits, 0.0).sum(1, keepdims=True) / among.sum(1, keepdims=True)
+    return np.where(among, logits - mean, 0.0)
 
 
 # -- the search ------------------------------------------------------------------------------------------------------
@@ -195,11 +294,19 @@ class _Search:
 
     def accept_program(self, program: Program, always: bool = False) -> bool:
         """Goes on from this program if it still decides as it must, or in any case."""
-        trace = Trace(program, self.judge.pool.tokens, self.judge.pool.at)
+        old = self.program.by_name
+        changed = {n for n, op in program.by_name.items() if old.get(n) != op}
+        trace = self.trace.after(program, downstream(program, changed))
         if not always and self.judge.share(trace) < self.floor:
             return False
         self.take(program, trace)
         return True
+
+    def share_of(self, program: Program) -> float:
+        """On what share of the pool another program decides as the exact one."""
+        old = self.program.by_name
+        changed = {n for n, op in program.by_name.items() if old.get(n) != op}
+        return self.judge.share(self.trace.after(program, downstream(program, changed)))
 
     def fold(self) -> None:
         """Applies the exact rules; some steps go, some get other names."""
@@ -267,6 +374,8 @@ def simplified(exact: Program, pool: Pool, floor: float, log: Log | None = None)
 
     log  is told the stage, and how much of how much of it is done
     """
+    if len(exact.answers) > 2:
+        return _simplified_votes(exact, pool, floor, log)
     search = _Search(fold(margin(exact)), Judge(exact, pool))
     stages = {"norms": _norms, "places": _places, "parts": _parts, "tokens": list_tokens, "digits": round_numbers}
     for k, (name, part) in enumerate(STAGES):
@@ -276,6 +385,44 @@ def simplified(exact: Program, pool: Pool, floor: float, log: Log | None = None)
             search.fold()
         if log is not None:
             log(name, k + 1, len(STAGES))
+    return search.program
+
+
+def _simplified_votes(exact: Program, pool: Pool, floor: float, log: Log | None) -> Program:
+    """`simplified` of a task of more than two answers: heads get roles, and answers the votes of places.
+
+    If every head can have a role when roles may cost all that may be lost, that is the program; it is short, and what
+    is left of it can be simplified for nothing or not at all. If not, every stage has its part.
+    """
+    exact = common(fold(exact))
+    vocab = 1 + max(int(pool.tokens.max()), *(i for op in exact.by_name.values() for i in listed(op)), 0)
+    judge = Judge(exact, pool)
+    often = np.bincount(_where(pool, True)[1], minlength=vocab).astype(np.float64)
+
+    def votes(search: _Search) -> None:
+        first = int(pool.at.min())
+        search.accept_program(fold(with_votes(search.program, vocab, first)), always=True)
+        vote_plainly(search, often)
+
+    stages: dict[str, Callable[[_Search], None]] = {
+        "roles": lambda s: give_roles(s, pool.at), "norms": _norms, "votes": votes, "places": _places,
+        "parts": _parts, "tokens": list_tokens, "rows": list_rows, "digits": round_numbers,
+    }  # fmt: skip
+    search = _Search(exact, judge)
+    for generous in (True, False):
+        search = _Search(exact, judge)
+        for k, (name, part) in enumerate(STAGES_OF_MANY):
+            search.floor = 1.0 - (1.0 - floor) * (1.0 if generous else part)
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                stages[name](search)
+                search.fold()
+                search.accept_program(fold(settled(search.program)), always=True)
+            if generous and heads(search.program):
+                break
+            if log is not None:
+                log(name, k + 1, len(STAGES_OF_MANY))
+        else:
+            break
     return search.program
 
 
@@ -470,14 +617,15 @@ class _Tables:
         """Listed tokens that occur, those whose row the decisions hang on most first."""
         search, pool = self.search, self.search.judge.pool
         ops = {n: op for n in self.names if isinstance(op := search.program.by_name[n], Lookup)}
-        truth = _spread(search.trace.logits())
+        truth = _spread(search.trace.logits(), pool.among)
         room = np.abs(truth).max(1) + 1e-9
         score: dict[int, float] = {}
         for t in (t for g in groups for t in g if t in self.holding):
             changed = {n: Lookup(tuple(x for x in op.table if x[0] != t), op.default) for n, op in ops.items()}
             held = np.array(self.holding[t])
             off = Trace(search.program.with_ops(changed), pool.tokens[held], pool.at[held]).logits()
-            moved = np.abs(_spread(off) - truth[held]).max(1) / room[held]
+            some = None if pool.among is None else pool.among[held]
+            moved = np.abs(_spread(off, some) - truth[held]).max(1) / room[held]
             score[t] = float(pool.weight[held] @ np.minimum(moved, 1.0))
         return sorted(score, key=lambda t: (-score[t], t))
 
@@ -533,6 +681,52 @@ class _Tables:
                 failed += 1
 
 
+def list_rows(search: _Search) -> None:
+    """Votes list the tokens whose rows matter, in groups of like rows; the others share the mean of the rest."""
+    for name, op in list(search.program.by_name.items()):
+        if isinstance(op, Votes) and op.rows:
+            _Rows(search, name, op).shorten()
+
+
+class _Rows(_Tables):
+    """The rows of one vote, as `_Tables` has those of several tables."""
+
+    def __init__(self, search: _Search, name: str, op: Votes) -> None:
+        self.search, self.names, self.op = search, [name], op
+        pool = search.judge.pool
+        self.vocab = 1 + max(int(pool.tokens.max()), op.rows[-1][0])
+        self.rows = op.matrix[np.minimum(np.arange(self.vocab), len(op.matrix) - 1)]
+        share = search.trace.shares(op.how, True)[:, 0] * pool.weight[:, None]
+        self.often = np.bincount(pool.tokens.ravel(), share.ravel(), self.vocab) + 1e-9
+        self.holding: dict[int, list[int]] = {}
+        examples, places = np.nonzero(share > 0)
+        for i, t in sorted(set(zip(examples.tolist(), pool.tokens[examples, places].tolist(), strict=True))):
+            self.holding.setdefault(t, []).append(i)
+
+    def ops(self, groups: Sequence[Sequence[int]]) -> dict[str, Op]:
+        """The vote that lists these groups of tokens, each group with its mean row."""
+        rest = np.ones(self.vocab, dtype=bool)
+        rows: list[tuple[int, tuple[float, ...]]] = []
+        for g in groups:
+            index = np.array(g)
+            rest[index] = False
+            mean = tuple((self.often[index] @ self.rows[index] / self.often[index].sum()).tolist())
+            rows += [(i, mean) for i in g]
+        default = (self.often * rest) @ self.rows / (self.often * rest).sum() if rest.any() else self.rows.mean(0)
+        return {self.names[0]: replace(self.op, rows=tuple(sorted(rows)), default=tuple(default.tolist()))}
+
+    def scaled(self) -> Array:
+        """The rows as they are: all of their numbers are of one kind."""
+        return self.rows
+
+    def influence(self, groups: Sequence[Sequence[int]]) -> list[int]:
+        """Listed tokens that occur, those whose row moves the logits most first."""
+        op = self.search.program.by_name[self.names[0]]
+        assert isinstance(op, Votes)
+        move = {t: float(np.abs(op.matrix[t] - op.default).max()) * self.often[t] for g in groups for t in g}
+        return sorted((t for t in move if t in self.holding), key=lambda t: (-move[t], t))
+
+
 # -- digits ----------------------------------------------------------------------------------------------------------
 
 
@@ -575,4 +769,13 @@ def rounded(op: Op, digits: int) -> Op:
             return replace(op, scale=short(scale), sink=None if sink is None else short(sink))
         case Average(nothing=nothing):
             return replace(op, nothing=short(nothing))
+        case Match(others=others):
+            return replace(op, others=short(others))
+        case Votes(how, copy, rows, default):
+            looks = rounded(how, digits)
+            assert isinstance(looks, Looks)
+            flat = alike([*(x for _, row in rows for x in row), *default]) if default else []
+            cut = [tuple(flat[i : i + len(default)]) for i in range(0, len(flat), max(1, len(default)))]
+            listed_rows = tuple((i, row) for (i, _), row in zip(rows, cut, strict=False))
+            return Votes(looks, short(copy), listed_rows, cut[-1] if cut else ())
     return op
