@@ -18,7 +18,7 @@ from openwork import bench, cli, explained, files, patching, rivals, store
 from openwork.circuit import Circuit, Evidence, Explanation
 from openwork.errors import UsageError
 from openwork.explain.words.measure import observe, sample_of
-from openwork.explain.words.topic import Topic
+from openwork.explain.words.topic import size_of
 from openwork.explain.words.topics import kept_nodes, name_of, random_parts, topics_of
 from openwork.explained import explain_circuit, legend_of, shown
 from openwork.runs import open_run
@@ -102,7 +102,7 @@ def test_the_known_neurons_are_explained_by_what_they_compute(run: Path, result:
             assert first["claim"] == "trigger" and first["verdict"] == "holds" and e["supported"] is True
             assert first["split"] == "verify" and first["value"] > 0.95 > first["null_value"]
     assert by[result["circuit"]]["kind"] == "circuit" and "feature 0" in by[result["circuit"]]["text"]
-    assert result["support"]["trigger"]["holds"] >= 5
+    assert result["support"]["trigger"]["holds"] >= 5 and result["draws"] == rivals.DRAWS >= 99
     for e in result["explanations"]:
         claims = [x["claim"] for x in e["evidence"]]
         assert claims == [c for c in explained.SCORES if c in claims] and {"trigger", "simulation", "damage"} <= {
@@ -119,6 +119,28 @@ def test_they_are_stored_beside_and_in_the_circuit(run: Path, result: dict[str, 
     assert first.author == "rules" and first.predicate and first.supported
     assert first.evidence[0].value == result["explanations"][0]["evidence"][0]["value"]
     assert (folder / "result.json").exists() and (folder / "tensors.safetensors").exists()
+
+
+def test_every_explanation_has_its_p_and_q_and_all_together_a_share_that_may_be_false(result: dict[str, Any]) -> None:
+    of, all_ = result["support"]["trigger"], result["explanations"]
+    least = 1 / (1 + result["draws"])
+    for e in all_:
+        assert least - 1e-12 <= e["p"] <= e["q"] <= e["q_any"] <= 1
+        (first, *_) = e["evidence"]
+        assert not e["supported"] or e["p"] == first["p"] <= 0.05
+    good = [e for e in all_ if e["supported"]]
+    assert (
+        of["false_share"]
+        == max(e["q"] for e in good)
+        == pytest.approx(len(all_) * max(e["p"] for e in good) / len(good))
+    ), "m times the largest p among those that hold, over their number"
+    assert of["kept"] == len([e for e in good if e["q"] <= 0.05]) >= 5
+    table, notes = shown(result)["table"], " ".join(shown(result)["notes"])
+    by = {e["subject"]: e for e in all_}
+    for row in table:
+        assert float(row["q"]) == pytest.approx(by[row["subject"]]["q"], rel=0.01)
+        assert float(row["p"]) == pytest.approx(by[row["subject"]]["p"], rel=0.01)
+    assert f"Of the {len(good)} supported at most {100 * of['false_share']:.1f} % are expected to be false" in notes
 
 
 def test_the_same_question_is_not_answered_twice(
@@ -183,7 +205,8 @@ def test_what_is_not_so_is_marked_wherever_it_is_shown(
     assert told != own().PREDICATE and {e["supported"] for e in bad["explanations"]} == {False}
     rows = shown(bad)["table"]
     assert {r["verdict"] for r in rows} == {"not supported"}
-    assert bad["support"]["trigger"]["holds"] == 0
+    assert bad["support"]["trigger"]["holds"] == 0 and {e["q"] for e in bad["explanations"]} == {1.0}
+    assert "None is supported" in " ".join(shown(bad)["notes"])
     assert cli.main(["show", str(run), "--json"]) == 0
     (circuit,) = json.loads(capsys.readouterr().out)["circuits"]
     marks = {(e["author"], e["subject"]): e["mark"] for e in circuit["explanations"]}
@@ -267,14 +290,14 @@ def test_nulls_are_random_parts_in_the_whole_model_and_circuits_alone(run: Path)
     sample = sample_of(task, "verify", legend_of(opened, held))
     asked = rivals.Asked(opened, opened.model, circuit, "mean", opened.reference, topics, held, sample, 0)
     drawn = random_parts(opened.model, circuit, topics, 7)
-    null = rivals._null(asked, opened.model, opened.reference, drawn, {"hidden1"})
+    rows = rivals._rows(asked, opened.model, opened.reference, drawn)
+    null = rivals._seen(asked, opened.model, opened.reference, drawn, ("module", "circuit"), rows)
     whole = observe(opened.model, None, opened.reference, [t for t in drawn if t.kind != "circuit"], held, sample)
     n = len(whole.topics)
     assert [t.name for t in null.topics] == [t.name for t in topics]
     assert np.allclose(null.activity[:n], whole.activity, atol=1e-5)
     for k, t in enumerate(null.topics[:n]):
-        measured = t.kind == "module" or t.nodes[0][0] == "hidden1"
-        if measured:
+        if t.kind == "module":
             assert np.allclose(null.damage[k], whole.damage[k], atol=1e-5)
         else:
             assert np.isnan(null.damage[k]).all()
@@ -289,12 +312,34 @@ def test_nulls_are_random_parts_in_the_whole_model_and_circuits_alone(run: Path)
     ), "a random circuit decides as much as the real one"
 
 
-def test_the_damage_of_nodes_needs_fewer_draws_where_a_site_has_many() -> None:
-    def nodes(site: str, many: int) -> list[Topic]:
-        return [Topic(f"{site}:{i}", "node", ((site, i),)) for i in range(many)]
-
-    needed = rivals._needed([*nodes("a", 1), *nodes("b", 4), *nodes("c", 30), Topic("m", "module", (("z", 1),))])
-    assert needed == {"a": rivals.DRAWS, "b": -(-rivals.DRAWS // 4), "c": rivals.OF_NODES}
+def test_topics_of_one_size_share_their_random_parts_and_damage_is_measured_on_the_first(run: Path) -> None:
+    opened = open_run(run)
+    task = opened.task("own_net:task")
+    circuit = store.load_circuit(run / "circuits" / "task-acdc")
+    topics = topics_of(circuit, "c")
+    held = task.split("verify")
+    sample = sample_of(task, "verify", legend_of(opened, held))
+    asked = rivals.Asked(
+        opened, opened.model, circuit, "mean", opened.reference, topics, held, sample, 0, draws=rivals.OF_DAMAGE + 1
+    )
+    ticks: list[int] = []
+    nulls = rivals._nulls(asked, lambda: ticks.append(1))
+    (parts,) = nulls.parts
+    sizes = {size_of(t) for t in topics}
+    assert len(sizes) < len(topics), "some topics are of one size"
+    for size in sizes:
+        rows = [k for k, t in enumerate(parts.topics) if size_of(t) == size]
+        assert len(rows) == asked.draws
+        measured = [k for k in rows if np.isfinite(parts.damage[k]).all()]
+        assert measured == rows[: rivals.OF_DAMAGE] and np.isnan(parts.damage[rows[-1]]).all()
+    assert len({t.name for t in parts.topics}) == len(parts.topics)
+    for r, o in enumerate(nulls.weights):
+        assert o.topics == topics
+        for k, t in enumerate(topics):
+            assert np.isfinite(o.damage[k]).all() == (t.kind != "node" and r < rivals.OF_DAMAGE)
+    assert len(nulls.weights) == asked.draws and len(ticks) == 2 * asked.draws
+    none = rivals._nulls(dataclasses.replace(asked, draws=0), lambda: None)
+    assert none.parts == none.weights == ()
 
 
 # -- the page --------------------------------------------------------------------------------------------------------

@@ -186,11 +186,13 @@ def test_with_too_few_draws_nothing_is_claimed() -> None:
     assert {f["trigger"].verdict for f in scored(explanations(o), o, nulls)} == {HOLDS}
 
 
-def test_draws_for_topics_of_the_same_size_serve_each_other() -> None:
-    o, nulls = world(seed=4, sites=2, draws=7)  # three topics at each of two sites: 21 draws for each
-    found = scored(explanations(o), o, nulls, claims=["trigger"])
-    assert {f["trigger"].verdict for f in found} == {HOLDS}
-    assert "21 random parts" in found[0]["trigger"].null
+def test_random_parts_of_one_size_serve_all_topics_of_that_size_but_models_only_their_own() -> None:
+    o, nulls = world(seed=4, sites=2, draws=7)  # three topics at each of two sites: 21 random parts for each
+    (found, *_) = scored(explanations(o), o, nulls, claims=["trigger"])
+    assert "21 random parts" in found["trigger"].null and "7 parts with random weights" in found["trigger"].null
+    assert found["trigger"].verdict == UNDECIDED, "seven models cannot give p below 1/8, however many nodes they have"
+    many = Nulls(nulls.parts, nulls.weights * 3)
+    assert {f["trigger"].verdict for f in scored(explanations(o), o, many, claims=["trigger"])} == {HOLDS}
 
 
 def test_draws_whose_damage_was_not_measured_are_left_out() -> None:

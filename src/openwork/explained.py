@@ -36,7 +36,7 @@ from openwork.explain.words.measure import (
     unit_of,
 )
 from openwork.explain.words.rules import Rules, RulesJudge
-from openwork.explain.words.scores import SCORES, support
+from openwork.explain.words.scores import SCORES, levels, support
 from openwork.explain.words.topic import Author, Dossier, Judge, Topic
 from openwork.explain.words.topics import topics_of
 from openwork.explain.words.wires import channel_tokens, wires_of
@@ -51,7 +51,7 @@ from openwork.tasks.task import Split, Task
 from openwork.views.words import mark_words
 from openwork.workers import report
 
-VERSION = 1  # of explanations-AUTHOR.json
+VERSION = 2  # of explanations-AUTHOR.json
 MADE_ON, TESTED_ON = "explain", "verify"
 EXAMPLES = 256  # of the verify split, on which explanations are tested
 NODES = 100  # that are explained by default, those whose ablation changes most
@@ -303,6 +303,7 @@ def _result(work: Work, explanations: Sequence[Explanation], author: str, key: s
     damage = work.measured.observed.damage.mean(1)
     kinds = {t.name: t.kind for t in work.topics}
     explained = {e.subject for e in explanations}
+    at = levels(explanations)
     return {
         "version": VERSION, "key": key, "run": str(work.run.path), "circuit": work.name, "task": work.task.name,
         "author": author, "model": work.run.digest, "made_on": MADE_ON, "tested_on": TESTED_ON,
@@ -311,9 +312,10 @@ def _result(work: Work, explanations: Sequence[Explanation], author: str, key: s
             {
                 "kind": kinds[e.subject], "nodes": len(work.topics[names.index(e.subject)].nodes),
                 "damage": float(damage[names.index(e.subject)]), "supported": e.supported,
+                **(vars(at[k]) if k in at else {"p": None, "q": None, "q_any": None}),
                 **vars(e), "evidence": [vars(x) for x in e.evidence],
             }
-            for e in explanations
+            for k, e in enumerate(explanations)
         ],
         "unexplained": [n for n in names if n not in explained],
         "support": {c: vars(support(explanations, c)) for c in SCORES},
@@ -331,13 +333,16 @@ def shown(result: Result) -> Result:
         for k, x in enumerate(e["evidence"]):
             beside = f" ({cell(x['null_value'])})" if k == 0 else ""
             row[x["claim"]] = f"{cell(x['value'])}{beside}{'' if x['verdict'] == 'holds' else '*'}"
+            row |= {"p": cell(e["p"]), "q": cell(e["q"])} if k == 0 else {}
         rows.append(row | {"verdict": mark_words(e["evidence"])})
     of = result["support"]["trigger"]
-    could = f"; with {result['draws']} draws of a null none could." if of["least_p"] * of["of"] > ALPHA else "."
+    could = f" ({result['draws']} draws of a null allow none)" if of["least_p"] * of["of"] > ALPHA else ""
     notes = [
         f"{of['holds']} of {of['of']} explanations are supported: they tell where their subject is active on the "
-        f"{result['tested_on']} split (trigger, AUC), better than every null. After Holm's correction: "
-        f"{of['corrected']}{could}",
+        f"{result['tested_on']} split (trigger, AUC), better than every null.",
+        f"{_false(of)} By Holm's correction {of['corrected']} could stand without even one being false{could}.",
+        "p: of the null that is hardest to beat; 1 where the bar or the data are missed. q: the share of false ones at "
+        "which this explanation would still be kept (Benjamini-Hochberg).",
         "nats: rise of the task loss without the subject. In parentheses the best null of the trigger; * marks a claim "
         f"that does not hold. Texts are cut at {SHOWN} characters; {_file(result['author'])} has all of them.",
     ]
@@ -345,6 +350,17 @@ def shown(result: Result) -> Result:
         notes.append(f"{len(result['unexplained'])} nodes are unexplained (--nodes asks for more).")
     title = f"{result['circuit']}, explained by {result['author']}"
     return {**result, "title": title, "table": rows, "notes": notes}
+
+
+def _false(of: Mapping[str, Any]) -> str:
+    """How many of the supported explanations may be false, in a sentence."""
+    if not of["holds"]:
+        return "None is supported, so none of these can be false."
+    share, any_share = (f"{100 * of[k]:.1f} %" for k in ("false_share", "false_share_any"))
+    return (
+        f"Of the {of['holds']} supported at most {share} are expected to be false ({any_share} whatever depends on "
+        f"what); {of['kept']} have q at {ALPHA} or less."
+    )
 
 
 __all__ = ["NODES", "VERSION", "explain_circuit", "legend_of", "shown"]

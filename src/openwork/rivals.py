@@ -5,13 +5,17 @@
     random weights  the same nodes in copies of the model with the entries of every matrix in random order (as sparse,
                     nothing learned), each with a reference of its own; of a circuit: these nodes' circuit there, alone
 
+Topics with as many nodes at every site share their random parts: such are drawn alike. One run of a model shows the
+activity of any number of its nodes and modules, so a draw costs a random model and a short run of every circuit. Damage
+costs a run of each, decides of no explanation whether it is supported, and is measured on fewer draws.
+
 Knows a run's model, a circuit and its topics. Does not know who explains them, nor how a score is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -19,19 +23,19 @@ from torch import nn
 from openwork import patching, stats
 from openwork.circuit import Circuit, Explanation
 from openwork.explain.words.interchange import interchanges
-from openwork.explain.words.measure import measure
+from openwork.explain.words.measure import activities, damages, measure
 from openwork.explain.words.scores import Interchanges, Nulls, ScoreSettings, score
-from openwork.explain.words.topic import Judge, Observed, Sample, Topic
+from openwork.explain.words.topic import KINDS, Judge, Observed, Sample, Size, Topic, size_of
 from openwork.explain.words.topics import random_parts
 from openwork.patching import Reference
 from openwork.runs import GRANULARITIES, Run, reference_of
 from openwork.searches import shuffled
 from openwork.tasks.task import Split
 
-DRAWS = 20  # of each null; with fewer than 19 none can be told from chance at 0.05
-OF_NODES = 4  # draws, at least, on which the damage of nodes is measured: nodes of one site serve each other
+DRAWS = 99  # of each null: p as small as 0.01, which a correction for many explanations can be met with
+OF_DAMAGE = 20  # of these, on which damage is measured; with fewer than 19 none can be told from chance at 0.05
+SHARE = 4  # of the batches behind a run's mean reference, a random copy's own is taken over one in so many
 DEAR = ScoreSettings(examples=48, questions=40, rivals=4)  # for a judge that is asked, not executed
-DAMAGE = "damage"
 
 Tick = Callable[[], None]
 
@@ -63,8 +67,8 @@ class Asked:
 def tested(asked: Asked, explanations: Sequence[Explanation], judge: Judge, tick: Tick) -> tuple[Explanation, ...]:
     """The explanations with their evidence, `trigger` first.
 
-    Damage of nodes is held against random parts alone, on as few draws as the nodes of their site together allow.
-    `tick` is called `steps(topics)` times.
+    Damage is held against OF_DAMAGE draws, that of nodes against random parts alone. `tick` is called `steps(topics)`
+    times.
     """
     own = measure(
         asked.model, asked.circuit, asked.reference, asked.topics, asked.examples, asked.sample, asked.seed, tick
@@ -84,17 +88,6 @@ def steps(topics: Sequence[Topic]) -> int:
     return 2 * len(topics) + 2 * DRAWS + 1
 
 
-def _needed(topics: Sequence[Topic]) -> dict[str, int]:
-    """Site -> draws on which the damage of its nodes is measured: with all its nodes' draws together, enough."""
-    sites = [t.nodes[0][0] for t in topics if t.kind == "node"]
-    return {s: max(OF_NODES, -(-DRAWS // sites.count(s))) for s in sites}
-
-
-def _part(o: Observed, at: Sequence[int]) -> Observed:
-    """Some of the observed topics."""
-    return Observed(o.sample, tuple(o.topics[k] for k in at), o.activity[list(at)], o.unit, o.damage[list(at)])
-
-
 def _swaps(asked: Asked, tick: Tick) -> Interchanges | None:
     """Runs with a topic's activity taken from another example; none where the reference belongs to the examples."""
     if isinstance(asked.reference, str):
@@ -106,23 +99,41 @@ def _swaps(asked: Asked, tick: Tick) -> Interchanges | None:
     )
 
 
-def _some(swaps: Interchanges | None, topics: Sequence[Topic], at: Sequence[int]) -> Interchanges | None:
-    if swaps is None:
-        return None
-    return Interchanges(tuple(topics[k] for k in at), swaps.base, swaps.source, swaps.shift[list(at)])
-
-
 def _nulls(asked: Asked, tick: Tick) -> Nulls:
-    parts, weights, needed = [], [], _needed(asked.topics)
-    for r in range(asked.draws):
-        drawn = random_parts(asked.model, asked.circuit, asked.topics, asked.seed + 1 + r)
-        parts.append(_null(asked, asked.model, asked.reference, drawn, {s for s, n in needed.items() if r < n}))
-        tick()
+    if not asked.draws:
+        return Nulls()
+    parts = _random_parts(asked, tick)
+    weights = []
     for r in range(asked.draws):
         random = GRANULARITIES[asked.granularity](shuffled(asked.run.model, asked.seed + 1 + r))
-        weights.append(_null(asked, random, _reference(asked, random, asked.seed + 1 + r), asked.topics, set()))
+        reference = _reference(asked, random, asked.seed + 1 + r)
+        missed = ("module", "circuit") if r < OF_DAMAGE else ()
+        rows = _rows(asked, random, reference, asked.topics)
+        weights.append(_seen(asked, random, reference, asked.topics, missed, rows))
         tick()
-    return Nulls(tuple(parts), tuple(weights))
+    return Nulls((parts,), tuple(weights))
+
+
+def _random_parts(asked: Asked, tick: Tick) -> Observed:
+    """All random parts as the topics of one observation: DRAWS of every size that a topic has."""
+    sizes: dict[Size, Topic] = {}
+    for t in asked.topics:
+        sizes.setdefault(size_of(t), t)
+    of_size = tuple(sizes.values())
+    drawn = [
+        [replace(t, name=f"{t.name}, drawn {r}") for t in random_parts(asked.model, asked.circuit, of_size, seed)]
+        for r, seed in enumerate(range(asked.seed + 1, asked.seed + 1 + asked.draws))
+    ]
+    rows = _rows(asked, asked.model, asked.reference, [t for some in drawn for t in some])
+    seen = []
+    for r, some in enumerate(drawn):
+        missed = KINDS if r < OF_DAMAGE else ()
+        seen.append(_seen(asked, asked.model, asked.reference, some, missed, rows))
+        tick()
+    return Observed(
+        asked.sample, tuple(t for o in seen for t in o.topics), np.concatenate([o.activity for o in seen]), "",
+        np.concatenate([o.damage for o in seen]),
+    )  # fmt: skip
 
 
 _known: dict[tuple[str, str, str, int], Reference | str] = {}  # means of random copies, of one model at a time
@@ -134,39 +145,63 @@ def _reference(asked: Asked, random: nn.Module, seed: int) -> Reference | str:
     if key not in _known:
         for old in [k for k in _known if k[0] != key[0]]:
             del _known[old]
-        _known[key] = reference_of(asked.run, random, asked.kind)
+        _known[key] = _found(asked, random)
     return _known[key]
 
 
-def _null(
-    asked: Asked, model: nn.Module, reference: Reference | str, topics: Sequence[Topic], sites: set[str]
-) -> Observed:
-    """One draw, observed: nodes and modules in the whole model, circuits alone.
+def _found(asked: Asked, random: nn.Module) -> Reference | str:
+    if asked.kind != "mean":
+        return reference_of(asked.run, random, asked.kind)
+    batches = list(asked.run.subject.reference_inputs())
+    return patching.mean_reference(random, batches[: -(-len(batches) // SHARE)])
 
-    sites  those of which the damage of nodes is measured; of others it is nan
+
+Rows = dict[str, np.ndarray]  # name of a topic -> its activity or damage
+
+
+def _rows(asked: Asked, model: nn.Module, reference: Reference | str, topics: Sequence[Topic]) -> Rows:
+    """The activity of nodes and modules in the whole model."""
+    whole = [t for t in topics if t.kind != "circuit"]
+    seen = activities(model, None, reference, whole, asked.examples, asked.seed)
+    return {t.name: row for t, row in zip(whole, seen, strict=True)}
+
+
+def _seen(
+    asked: Asked,
+    model: nn.Module,
+    reference: Reference | str,
+    topics: Sequence[Topic],
+    missed: Sequence[str],
+    rows: Rows,
+) -> Observed:
+    """Topics of a null, in their order: nodes and modules in the whole model, circuits alone.
+
+    missed  the kinds of topics whose damage is measured; of others it is nan
+    rows    see `_rows`
     """
     graph, there = patching.graph_of(model), patching.support(model)
-
-    def seen(inside: Circuit | None, some: Sequence[Topic], lost: Sequence[Topic] | None = None) -> Observed:
-        return measure(model, inside, reference, some, asked.examples, asked.sample, asked.seed, lost=lost).observed
-
-    parts = [t for t in topics if t.kind != "circuit"]
-    looked = [t for t in parts if t.kind == "module" or t.nodes[0][0] in sites]
-    whole = seen(None, parts, looked)
-    missed = np.array([t in looked for t in parts], dtype=bool)
-    activity, damage = [whole.activity], [np.where(missed[:, None], whole.damage, np.nan)]
+    lost = [t for t in topics if t.kind in missed and t.kind != "circuit"]
+    damage = dict(
+        zip([t.name for t in lost], damages(model, None, reference, lost, asked.examples, asked.seed), strict=True)
+    )
+    alone: Rows = {}
     for t in topics:
         if t.kind == "circuit":
             masks = {s: m.clone() for s, m in asked.circuit.nodes.items()}
             for s in graph.prunable:
                 if s.kind != "input":
-                    masks[s.name] = masks[s.name] & False
+                    masks[s.name][:] = False
             for site, i in t.nodes:
                 masks[site][i] = True
-            o = seen(Circuit.from_nodes(graph, masks, there), [t])
-            activity.append(o.activity)
-            damage.append(o.damage)
-    return Observed(asked.sample, tuple(topics), np.concatenate(activity), "", np.concatenate(damage))
+            circuit = Circuit.from_nodes(graph, masks, there)
+            (alone[t.name],) = activities(model, circuit, reference, [t], asked.examples, asked.seed)
+            if t.kind in missed:
+                (damage[t.name],) = damages(model, circuit, reference, [t], asked.examples, asked.seed)
+    unknown = np.full(len(asked.examples), np.nan, dtype=np.float32)
+    return Observed(
+        asked.sample, tuple(topics), np.stack([(alone if t.kind == "circuit" else rows)[t.name] for t in topics]), "",
+        np.stack([damage.get(t.name, unknown) for t in topics]),
+    )  # fmt: skip
 
 
-__all__ = ["DRAWS", "Asked", "steps", "tested"]
+__all__ = ["DRAWS", "OF_DAMAGE", "Asked", "steps", "tested"]

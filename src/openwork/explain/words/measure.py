@@ -37,7 +37,7 @@ from openwork.errors import UsageError
 from openwork.explain.words.topic import Observed, Sample, Topic
 from openwork.graph import Site
 from openwork.patched_run import Part, PatchedRun
-from openwork.patching import Reference
+from openwork.patching import Inputs, Reference
 from openwork.tasks.metrics import logit_difference
 from openwork.tasks.task import Split, Task, losses
 
@@ -45,6 +45,7 @@ UNIT = "nodes: what is sent less the reference's; modules: size of what they wri
 TOGETHER = 64  # examples whose activities are held at once
 
 Tick = Callable[[], None]
+NodeId = tuple[str, int]  # site, index
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,6 @@ def measure(
     sample: Sample,
     seed: int = 0,
     tick: Tick | None = None,
-    lost: Sequence[Topic] | None = None,
 ) -> Measured:
     """What topics do on the examples of a split.
 
@@ -171,10 +171,9 @@ def measure(
     sample     the same examples as a person reads them
     seed       of the reference, where it is drawn
     tick       called once per topic
-    lost       the topics whose damage is measured, by default all; of others damage and shift are 0
     UsageError for a topic with a node that the circuit does not keep, and where there are no examples.
     """
-    inside = circuit if circuit is not None else Circuit.whole(patching.graph_of(model), patching.support(model))
+    inside = _inside(model, circuit)
     for t in topics:
         for site, i in t.nodes:
             if not bool(inside.nodes[inside.graph.site(site).name][i]):
@@ -182,12 +181,43 @@ def measure(
     if not len(examples):
         raise UsageError(f'split "{examples.name}" has no examples; there is nothing to observe.')
     asking = PatchedRun(model, reference, seed)
-    chosen = [k for k, t in enumerate(topics) if lost is None or t in lost]
-    base, damage, shift = _ablated(asking, inside, [topics[k] for k in chosen], examples, tick)
-    damages, shifts = torch.zeros(len(topics), len(examples)), torch.zeros(len(topics), shift.shape[1])
-    damages[chosen], shifts[chosen] = damage, shift
+    base, damage, shift = _ablated(asking, inside, topics, examples, tick)
     activity = _activities(asking, inside, topics, examples)
-    return Measured(Observed(sample, tuple(topics), activity, UNIT, damages.numpy()), base.numpy(), shifts.numpy())
+    return Measured(Observed(sample, tuple(topics), activity, UNIT, damage.numpy()), base.numpy(), shift.numpy())
+
+
+@torch.no_grad()
+def activities(
+    model: nn.Module,
+    circuit: Circuit | None,
+    reference: Reference | str,
+    topics: Sequence[Topic],
+    examples: Split,
+    seed: int = 0,
+) -> np.ndarray:
+    """Activity alone, [K, N, T] or [K, N], as in `measure`: one run serves any number of nodes and modules."""
+    inside = _inside(model, circuit)
+    return _activities(PatchedRun(model, reference, seed), inside, topics, examples)
+
+
+@torch.no_grad()
+def damages(
+    model: nn.Module,
+    circuit: Circuit | None,
+    reference: Reference | str,
+    topics: Sequence[Topic],
+    examples: Split,
+    seed: int = 0,
+) -> np.ndarray:
+    """Damage alone, [K, N] in nats, as in `measure`: one run per topic."""
+    if not topics:
+        return np.zeros((0, len(examples)), dtype=np.float32)
+    return _ablated(PatchedRun(model, reference, seed), _inside(model, circuit), topics, examples, None)[1].numpy()
+
+
+def _inside(model: nn.Module, circuit: Circuit | None) -> Circuit:
+    """The circuit, or all of the model where there is none."""
+    return circuit if circuit is not None else Circuit.whole(patching.graph_of(model), patching.support(model))
 
 
 @torch.no_grad()
@@ -224,27 +254,15 @@ def _ablated(
     parts = asking.parts(examples)
     index = torch.cat([p.index for p in parts]).cpu()
     back = index.argsort()
-    fixed = asking.fixed
-    if fixed is not None:
-        layout = patching.compact(asking.model, inside, fixed)
-        place = {
-            (site, i): (layout.nodes[site], k)
-            for site, ids in layout.node_index.items() for k, i in enumerate(ids.tolist())
-        }  # fmt: skip
+    if asking.fixed is not None:
+        without = _without(asking.model, inside, asking.fixed)
 
-        def run(nodes: Sequence[tuple[str, int]]) -> Tensor:
-            for n in nodes:
-                mask, k = place[n]
-                mask[k] = 0
-            out = torch.cat([layout(*p.split.inputs) for p in parts])
-            for n in nodes:
-                mask, k = place[n]
-                mask[k] = 1
-            return out[back].cpu()
+        def run(nodes: Sequence[NodeId]) -> Tensor:
+            return torch.cat([without(nodes, p.split.inputs) for p in parts])[back].cpu()
     else:
         kept, edges = patching.masks_of(asking.model, inside)
 
-        def run(nodes: Sequence[tuple[str, int]]) -> Tensor:
+        def run(nodes: Sequence[NodeId]) -> Tensor:
             now = dict(kept)
             for site in {s for s, _ in nodes}:
                 now[site] = inside.nodes[site].clone()
@@ -264,43 +282,71 @@ def _ablated(
     return base, damage, shift
 
 
+def _without(model: nn.Module, inside: Circuit, reference: Reference) -> Callable[[Sequence[NodeId], Inputs], Tensor]:
+    """Runs a circuit laid out small on some inputs, with some of its nodes ablated too."""
+    layout = patching.compact(model, inside, reference)
+    place = {
+        (site, i): (layout.nodes[site], k)
+        for site, ids in layout.node_index.items() for k, i in enumerate(ids.tolist())
+    }  # fmt: skip
+
+    def run(nodes: Sequence[NodeId], inputs: Inputs) -> Tensor:
+        for n in nodes:
+            mask, k = place[n]
+            mask[k] = 0
+        out = layout(*inputs)
+        for n in nodes:
+            mask, k = place[n]
+            mask[k] = 1
+        return out
+
+    return run
+
+
 def _activities(asking: PatchedRun, inside: Circuit, topics: Sequence[Topic], examples: Split) -> np.ndarray:
     """[K, N, T] with nan where a position does not count, or [K, N]."""
     graph = inside.graph
-    sites = [s.name for s in graph.sites if any(s.name == site for t in topics for site, _ in t.nodes)]
-    wanted = {s: torch.tensor(sorted({i for t in topics for site, i in t.nodes if site == s})) for s in sites}
+    fixed = asking.fixed
+    looked = {n for t in topics if t.kind != "circuit" for n in t.nodes}
+    wanted = {
+        s.name: torch.tensor(sorted(i for site, i in looked if site == s.name))
+        for s in graph.sites if any(s.name == site for site, _ in looked)
+    }  # fmt: skip
+    sites = list(wanted)
+    places = {(s, i): k for s in sites for k, i in enumerate(wanted[s].tolist())}
     sizes = {t.name: _written(asking.model, inside, t) for t in topics if t.kind == "module"}
     is_text, n = is_tokens(examples), len(examples)
     width = examples.inputs[0].shape[1] if is_text else 1
     out = np.full((len(topics), n, width), np.nan, dtype=np.float32)
     asked = asked_at(examples)
     masks = patching.masks_of(asking.model, inside)
-    gone = {
-        k: {s: m & ~_at(t, s, m) for s, m in inside.nodes.items() if any(s == site for site, _ in t.nodes)}
-        for k, t in enumerate(topics) if t.kind == "circuit"
-    }  # fmt: skip
-    parts = asking.parts(examples, max(1, -(-n // TOGETHER))) if sites else ()
-    resting = asking.fixed or _resting(asking.model, parts, [graph.site(s) for s in sites], is_text)
+    circuits = any(t.kind == "circuit" for t in topics)
+    without = _without(asking.model, inside, fixed) if fixed is not None and circuits else None
+    parts = asking.parts(examples, max(1, -(-n // TOGETHER)))
+    resting = fixed or _resting(asking.model, parts, [graph.site(s) for s in sites], is_text)
     for part in parts:
         inputs = part.split.inputs[:1] if is_text else part.split.inputs  # every position, not only the one asked
-        reference = part.fixed if part.fixed is not None else _others(asking.model, part, is_text)
-        with patching.patched(asking.model, reference, *masks):
-            sent = patching.record(asking.model, inputs, sites)
-            said = _decision(asking.model(*inputs), part.split) if gone else torch.empty(0)
+        sent, said = {}, torch.empty(0)
+        if sites or (circuits and fixed is None):
+            reference = part.fixed if part.fixed is not None else _others(asking.model, part, is_text)
+            with patching.patched(asking.model, reference, *masks):
+                sent = patching.record(asking.model, inputs, sites)
+                said = _decision(asking.model(*inputs), part.split) if circuits and fixed is None else said
         change = {
             s: _change(sent[s], resting[s], graph.site(s))[..., wanted[s]].float().cpu() for s in sites
         }  # [B, T, n], [B, n]
         rows, long = part.index.cpu().numpy(), inputs[0].shape[1] if is_text else 1
         for k, t in enumerate(topics):
-            if t.kind == "circuit" and asking.fixed is None:
+            if t.kind == "circuit" and without is None:
                 value = said.cpu()
             elif t.kind == "circuit":
-                with patching.patched(asking.model, reference, {**masks[0], **gone[k]}, masks[1]):
-                    value = (said - _decision(asking.model(*inputs), part.split)).cpu()
+                assert without is not None
+                now, gone = (_decision(without(nodes, inputs), part.split) for nodes in ((), t.nodes))
+                value = (now - gone).cpu()
             elif t.kind == "node":
-                value = _columns(change, wanted, t)[..., 0]
+                value = _columns(change, places, t)[..., 0]
             else:
-                columns = _columns(change, wanted, t)
+                columns = _columns(change, places, t)
                 value = (columns @ sizes[t.name] * columns).sum(-1).clamp_min(0).sqrt()
             if value.dim() == 1 and is_text:  # read all at once: it has no position but the one that is asked
                 out[k, rows, asked[part.index.cpu()].numpy()] = value.numpy()
@@ -311,7 +357,7 @@ def _activities(asking: PatchedRun, inside: Circuit, topics: Sequence[Topic], ex
     if is_text:
         counted = np.arange(width)[None, :] <= asked.numpy()[:, None]
         out[:, ~counted] = np.nan
-    for k in gone if asking.fixed is None else ():
+    for k in (k for k, t in enumerate(topics) if t.kind == "circuit" and fixed is None):
         out[k] -= np.nanmean(out[k])
     return out if is_text else out[:, :, 0]
 
@@ -343,16 +389,9 @@ def _resting(model: nn.Module, parts: Sequence[Part], sites: Sequence[Site], is_
     return {name: (t / count[name]).float() for name, t in total.items()}
 
 
-def _at(t: Topic, site: str, like: Tensor) -> Tensor:
-    """bool [n]: the topic's nodes of a site."""
-    out = torch.zeros_like(like)
-    out[[i for s, i in t.nodes if s == site]] = True
-    return out
-
-
-def _columns(change: Mapping[str, Tensor], wanted: Mapping[str, Tensor], t: Topic) -> Tensor:
+def _columns(change: Mapping[str, Tensor], places: Mapping[NodeId, int], t: Topic) -> Tensor:
     """Changes of a topic's nodes side by side, [B, T, m] or [B, m], in the topic's order; positions where any has."""
-    picked = [change[s][..., int((wanted[s] == i).nonzero())] for s, i in t.nodes]
+    picked = [change[n[0]][..., places[n]] for n in t.nodes]
     most = max(p.dim() for p in picked)
     assert all(p.dim() == most for p in picked), "some nodes of a topic have positions and others have none"
     return torch.stack(picked, -1)
@@ -388,7 +427,8 @@ def _written(model: nn.Module, inside: Circuit, t: Topic) -> Tensor:
                 rows[i, k] = float(inside.edges[e.name][i] and outside[i])
             continue
         weight = edge_weights(model, e.module)
-        rows[:, at] = (weight * inside.edges[e.name] * outside[:, None])[:, mine[e.src]]
+        some = mine[e.src]
+        rows[:, at] = weight[:, some] * inside.edges[e.name][:, some] * outside[:, None]
     gram = torch.zeros(m, m)
     for a in into.values():
         gram += a.T @ a
@@ -447,8 +487,10 @@ def unit_of(topic: Topic, examples: Split, name: Callable[[int], str]) -> str:
 __all__ = [
     "Legend",
     "Measured",
+    "activities",
     "asked_at",
     "damage_elsewhere",
+    "damages",
     "edge_weights",
     "is_tokens",
     "measure",

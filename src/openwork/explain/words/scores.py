@@ -1,8 +1,9 @@
 """How good explanations are: each scored on held-out examples, beside what an explanation scores that cannot be right.
 
-`score` gives every explanation its evidence; `support` says of many how many stand, corrected for their number. The
-scores themselves, one per file, are in `explain.words.scoring`. Knows explanations, observations and a judge. Does not
-know models, authors or files; the observations are of examples that the author never saw.
+`score` gives every explanation its evidence; `support` says of many how many stand and how many of these may be false,
+`levels` where each of them stands among the others. The scores themselves, one per file, are in
+`explain.words.scoring`. Knows explanations, observations and a judge. Does not know models, authors or files; the
+observations are of examples that the author never saw.
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ def score(
     """The explanations with their evidence, in the order of SCORES: `trigger` first.
 
     observed      what the topics did on examples that the author never saw; each explanation's subject is one of them
-    nulls         random parts and random weights on the same sample; 19 draws are the least that can tell (fewer may
-                  do where several topics have as many nodes at every site: their draws serve each other)
+    nulls         random parts and random weights on the same sample; 19 draws of each are the least that can tell
     judge         executed on whole examples; one that has a method `answer` (see `Asks`) is asked questions instead
                   for trigger, detection and fuzzing
     clusters      [N] integers, shared by examples that belong together (`stats.pair_clusters`); default: none do
@@ -84,14 +84,18 @@ def score(
 
 @dataclass(frozen=True)
 class Support:
-    """How many of several explanations have a claim that holds.
+    """How many of several explanations have a claim that holds, and how many of these may be false.
 
-    holds      how many, each judged by itself
-    of         how many were scored, those with too little data among them
-    share      holds / of, and its 95 % Wilson interval; topics of one circuit are not independent, so read it as a
-               description of these
-    corrected  how many hold and are still told from their nulls at 0.05 after Holm's correction over all of them
-    least_p    the smallest p among them: where it is above 0.05 / of, no correction could leave any
+    holds        how many, each judged by itself
+    of           how many were scored, those with too little data among them
+    share        holds / of, and its 95 % Wilson interval; topics of one circuit are not independent, so read it as a
+                 description of these
+    false_share  of those that hold, the share that is expected to be false is at most this: the largest q among them
+                 (nan where none holds); `false_share_any` whatever depends on what
+    kept         how many hold with q at 0.05 or less; `kept_any` whatever depends on what
+    corrected    how many are still told from their nulls after Holm's correction: the probability that even one of
+                 these is false is at most 0.05
+    least_p      the smallest p among them: where it is above 0.05 / of, Holm's correction could leave none
     """
 
     claim: str
@@ -99,23 +103,57 @@ class Support:
     of: int
     share: float
     interval: stats.Interval
+    false_share: float
+    false_share_any: float
+    kept: int
+    kept_any: int
     corrected: int
     least_p: float
 
 
+@dataclass(frozen=True)
+class Level:
+    """One explanation among others.
+
+    p      of its claim; 1 where the claim fails for another reason than its p (the bar, too little data)
+    q      the false discovery rate at which it would be kept among the others (Benjamini & Hochberg)
+    q_any  the same whatever depends on what (Benjamini & Yekutieli)
+    """
+
+    p: float
+    q: float
+    q_any: float
+
+
+def levels(explanations: Sequence[Explanation], claim: str = "trigger") -> dict[int, Level]:
+    """Place of an explanation -> its level among all that have evidence of a claim.
+
+    What holds has met its bar besides, so its p is the p of a test that also asks for the bar; one that did not meet it
+    counts with p = 1, lest it make room for others.
+    """
+    found = {k: x for k, e in enumerate(explanations) for x in e.evidence if x.claim == claim}
+    usable = {k: np.isfinite(x.p) and (x.verdict == HOLDS or x.p > ALPHA) for k, x in found.items()}
+    p = np.array([x.p if usable[k] else 1.0 for k, x in found.items()])
+    rows = zip(found, p, stats.false_discovery(p), stats.false_discovery(p, any_dependence=True), strict=True)
+    return {k: Level(*map(float, row)) for k, *row in rows}
+
+
 def support(explanations: Sequence[Explanation], claim: str = "trigger") -> Support:
-    """The share of explanations whose evidence of a claim holds, by itself and after Holm's correction."""
-    found = [x for e in explanations for x in e.evidence if x.claim == claim]
-    good = np.array([x.verdict == HOLDS for x in found], dtype=bool)
-    p = np.array([x.p if np.isfinite(x.p) else 1.0 for x in found])
-    holds, of = int(good.sum()), len(found)
+    """How many explanations have a claim that holds, and what correcting for their number leaves."""
+    at = levels(explanations, claim)
+    verdicts = {k: x.verdict for k, e in enumerate(explanations) for x in e.evidence if x.claim == claim}
+    good = [level for k, level in at.items() if verdicts[k] == HOLDS]
+    strict = stats.holm([x.p for x in at.values()])  # what fails has p above ALPHA, and so stays out
+    holds, of = len(good), len(at)
     return Support(
         claim, holds, of, holds / of if of else float("nan"), stats.wilson(holds, of),
-        int((good & (stats.holm(p) <= ALPHA)).sum()), float(p.min(initial=1.0)),
+        max((x.q for x in good), default=float("nan")), max((x.q_any for x in good), default=float("nan")),
+        sum(x.q <= ALPHA for x in good), sum(x.q_any <= ALPHA for x in good),
+        int((strict <= ALPHA).sum()), min((x.p for x in at.values()), default=1.0),
     )  # fmt: skip
 
 
 __all__ = [
-    "SCORES", "Answers", "Asks", "Executed", "Interchanges", "Nulls", "Question", "ScoreSettings", "Support", "score",
-    "support",
+    "SCORES", "Answers", "Asks", "Executed", "Interchanges", "Level", "Nulls", "Question", "ScoreSettings", "Support",
+    "levels", "score", "support",
 ]  # fmt: skip

@@ -42,6 +42,15 @@ class Topic:
         assert self.kind in KINDS, self.kind
 
 
+Size = tuple[str, tuple[tuple[str, int], ...]]  # kind, and how many nodes of which site
+
+
+def size_of(topic: Topic) -> Size:
+    """What a random part has in common with the topic that it stands for."""
+    sites = [s for s, _ in topic.nodes]
+    return topic.kind, tuple(sorted((s, sites.count(s)) for s in set(sites)))
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Some examples of one split, without a model.
@@ -143,4 +152,4 @@ class Dossier:
 Author = Callable[[Dossier], Explanation]
 Judge = Callable[[Explanation, Sample], np.ndarray]  # expected activity, [N, T] or [N]; nan where it cannot say
 
-__all__ = ["KINDS", "Author", "Dossier", "Judge", "Observed", "Sample", "Topic"]
+__all__ = ["KINDS", "Author", "Dossier", "Judge", "Observed", "Sample", "Size", "Topic", "size_of"]

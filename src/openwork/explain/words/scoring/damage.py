@@ -29,8 +29,11 @@ def damage(h: Hearing) -> Evidence:
 
     expected  the size of the explanation's expected activity, summed over the last 8 positions up to the one that is
               asked; or, where details["effect"] is a predicate, what that expects at the position that is asked
-    Verdict and nulls as in `simulation` (a stand-in's own damage is measured); the details tell how far the topic's
-    measured activity gets in place of the expected one.
+    Verdict and nulls as in `simulation` (a stand-in's own damage is measured), but for one thing. How much is lost
+    depends on what comes after, too: the description of a part further down the path may foretell this topic's damage
+    better than this topic's own activity does. So the details tell how far the topic's measured activity gets in place
+    of the expected one; a description that gets further is right about something else, and is not counted as doing as
+    well (`beyond_reach`), unless the explanation speaks of the effect itself.
     """
     started = time.perf_counter()
     m = h.material
@@ -38,14 +41,18 @@ def damage(h: Hearing) -> Evidence:
     if not np.isfinite(fit.expected[h.e]).any():
         return nothing(h, CLAIM, "Spearman's rho", "The judge could not say which examples need this part.", started)
     measured = _near(m, m.acts.activity[h.k])
-    known = np.isfinite(measured) & np.isfinite(m.observed.damage[h.k])
+    known = np.isfinite(measured) & np.isfinite(fit.measured[h.k, :, 0]) & np.isfinite(fit.expected[h.e, :, 0])
+    says, by_activity = _says(h.explanation.details), None
+    if known.any():
+        by_activity = stats.spearman(_ranks(measured[known]), _ranks(m.observed.damage[h.k][known]))
     details = {
-        "by_measured_activity": stats.spearman(measured[known], m.observed.damage[h.k][known]) if known.any() else None,
+        "by_measured_activity": by_activity,
         "mean_damage_nats": float(m.observed.damage[h.k][known].mean()) if known.any() else None,
-        "said": "effect" if _says(h.explanation.details) else "activity",
+        "said": "effect" if says else "activity",
     }
+    reach = float("inf") if says or by_activity is None else by_activity
     what = f"Expected and measured damage without {h.explanation.subject} correlate over examples:"
-    return fitted(h, CLAIM, "Spearman's rho", BAR, what, fit, started, details)
+    return fitted(h, CLAIM, "Spearman's rho", BAR, what, fit, started, details, reach)
 
 
 def _says(details: Mapping[str, object]) -> bool:
@@ -61,11 +68,10 @@ def damage_fit(m: Material) -> Fit:
 
 def _fit(m: Material) -> Fit:
     expected = np.stack([_expected(m, e) for e in range(len(m.explanations))])
-    nulls = {"random parts": m.nulls.parts, "random weights": m.nulls.weights}
     return Fit(
         np.stack([_ranks(x) for x in expected])[:, :, None],
         _all_ranks(m, m.observed.damage),
-        {name: [_all_ranks(m, o.damage) for o in draws] for name, draws in nulls.items() if draws},
+        {name: [_all_ranks(m, o.damage) for o in draws] for name, draws in m.null_draws.items()},
         m.clusters,
         correlated(_all_ranks(m, m.observed.damage)[:, :, 0]),
     )

@@ -20,6 +20,7 @@ from openwork.explain.words.scoring.hearing import (
     ENOUGH,
     NULL_WORDS,
     ROUNDING,
+    TIE,
     Hearing,
     Null,
     by_chance,
@@ -115,11 +116,13 @@ class Fit:
 
 
 def fitted(
-    h: Hearing, claim: str, unit: str, bar: float, what: str, fit: Fit, started: float, details: Mapping[str, Any]
-) -> Evidence:
+    h: Hearing, claim: str, unit: str, bar: float, what: str, fit: Fit, started: float, details: Mapping[str, Any],
+    reach: float = float("inf"),
+) -> Evidence:  # fmt: skip
     """The evidence of a correlation: interval and differences by a bootstrap over clusters of examples.
 
-    what  the figure in words, up to the number
+    what   the figure in words, up to the number
+    reach  as far as a perfect explanation gets; rivals that get further are not held against this one, and counted
     """
     x, y, both = fit.pair(h.e, h.k)
     examples = both.any(1)
@@ -141,7 +144,10 @@ def fitted(
         others = [j for j in range(len(fit.standard)) if j not in set(rivals)]
         mean = ((fit.total - fit.standard[others].sum(0)) / len(rivals)).reshape(both.shape) * both
         gap = fit.by_cluster(((x - mean) * y).sum(1))
-        nulls["descriptions"] = by_difference(DESCRIPTIONS, value, theirs, w @ gap, h.subjects(rivals))
+        nulls["descriptions"] = by_difference(DESCRIPTIONS, value, theirs, w @ gap, h.subjects(rivals), reach)
+        details["rivals"] = len(rivals)
+        if np.isfinite(reach):
+            details["beyond_reach"] = int(((theirs + TIE >= value) & (theirs > reach + TIE)).sum())
     nulls |= _stand_ins(h, fit, value)
     return evidence(
         h, claim, unit, bar, value, stats.percentile_interval(draws), nulls, n, n >= ENOUGH, f"{what} {value:.2f}",

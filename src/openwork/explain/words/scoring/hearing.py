@@ -29,7 +29,7 @@ from openwork import stats
 from openwork.circuit import FAILS, HOLDS, UNDECIDED, Evidence, Explanation
 from openwork.errors import UsageError
 from openwork.explain.words.scoring.question import ACTIVE, Answers, Asks, Executed, Snippets, shaped
-from openwork.explain.words.topic import Judge, Observed, Topic
+from openwork.explain.words.topic import Judge, Observed, Size, Topic, size_of
 
 ENOUGH = 32  # independent places or examples; below, nothing is decided
 LEAST = 8  # of either class; below, nothing is decided
@@ -37,6 +37,7 @@ ALPHA = 0.05
 ALIKE = 0.8  # correlation from which two topics count as one thing to be described
 DRAWS = 199  # of a null, at most
 TIE = 1e-9  # scores that differ by less are the same, computed in two ways
+PARTS, WEIGHTS = "random parts", "random weights"  # names of the nulls of which there are draws
 ROUNDING = 1e-6  # activity, nats; two ways of computing one figure differ by less
 
 
@@ -60,7 +61,8 @@ class ScoreSettings(BaseModel):
 class Nulls:
     """What the observed topics are compared with, each on the very same sample.
 
-    parts    random parts: per draw one Observed whose k-th topic has as many nodes at every site as the k-th topic
+    parts    random parts as the topics of one Observed, or of several with as many topics each; one stands in for
+             every topic of its kind with as many nodes at every site
     weights  the same topics, in the same order, in models with random weights
 
     Damage is dear to measure. Where a topic's row of it is nan, it was not; that draw is left out of `damage`.
@@ -152,11 +154,16 @@ class Material:
                     f"the explanation of {e.subject} is of no topic that was observed: {', '.join(names)}."
                 )
         n = len(observed.sample)
-        for what, null in (("random parts", nulls.parts), ("random weights", nulls.weights)):
-            if any(o.activity.shape != observed.activity.shape for o in null):
+        for what, null in ((PARTS, nulls.parts), (WEIGHTS, nulls.weights)):
+            like = observed.activity if what == WEIGHTS or not null else null[0].activity
+            if any(o.activity.shape != (len(like), *observed.activity.shape[1:]) for o in null):
                 raise UsageError(
                     f"a null of {what} was not observed on the same topics and sample as the explanations."
                 )
+        drawn = {size_of(t) for o in nulls.parts for t in o.topics}
+        for t in observed.topics if nulls.parts else ():
+            if size_of(t) not in drawn:
+                raise UsageError(f"no random part is a {t.kind} with as many nodes at every site as {t.name}.")
         self.clusters = np.arange(n) if clusters is None else np.asarray(clusters)
         if len(self.clusters) != n:
             raise UsageError(f"there are {len(self.clusters)} cluster numbers for {n} examples.")
@@ -169,6 +176,7 @@ class Material:
         self.counted = np.atleast_2d(observed.sample.counted.T).T  # [N, T]
         self.snippets = Snippets(observed.sample)
         self.kept: dict[str, Any] = {}  # what a score works out for all topics at once
+        self._by_size: dict[str, dict[Size, list[tuple[int, int]]]] = {}
         self._executed = None if isinstance(judge, Asks) else Executed(judge, observed.sample)
 
     def rng(self, *about: str) -> np.random.Generator:
@@ -220,24 +228,32 @@ class Material:
 
     @cached_property
     def null_active(self) -> dict[str, np.ndarray]:
-        """Name of the null -> bool [R, K, N, T]: where the topics of each of its draws are active."""
+        """Name of the null -> bool [R, K, N, T]: where the topics (or random parts) of each of its draws are active."""
         return {name: np.stack([Acts(o).active for o in some]) for name, some in self.null_draws.items()}
 
     @property
     def null_draws(self) -> dict[str, tuple[Observed, ...]]:
         """Name of the null -> its draws."""
-        draws = {"random parts": self.nulls.parts, "random weights": self.nulls.weights}
+        draws = {PARTS: self.nulls.parts, WEIGHTS: self.nulls.weights}
         return {name: some for name, some in draws.items() if some}
 
     def stand_ins(self, name: str, k: int) -> list[tuple[int, int]]:
         """(draw, topic there) of a null's draws for topic k, at most DRAWS.
 
-        First those drawn for it, then those for other topics with as many nodes at every site: such are drawn alike,
-        and random weights make no difference between the nodes of a site.
+        Random parts: all that have as many nodes at every site, whichever topic they were drawn for; they are drawn
+        alike, and one from another's draw is as good. Random weights: topic k in every model. Other nodes of its site
+        would do there too, but those of one model share its fate: a rank among them would take as many draws of nodes
+        for as many draws of models, and its p would be too small.
         """
-        many, size = len(self.null_draws[name]), [_sites(t) for t in self.observed.topics]
-        alike = [j for j in range(len(size)) if j != k and size[j] == size[k]]
-        return [(r, j) for j in (k, *alike) for r in range(many)][:DRAWS]
+        draws = self.null_draws[name]
+        if name == WEIGHTS:
+            return [(r, k) for r in range(len(draws))][:DRAWS]
+        if name not in self._by_size:
+            self._by_size[name] = found = {}
+            for r, o in enumerate(draws):
+                for j, t in enumerate(o.topics):
+                    found.setdefault(size_of(t), []).append((r, j))
+        return self._by_size[name].get(size_of(self.observed.topics[k]), [])[:DRAWS]
 
 
 def correlated(rows: np.ndarray, known: np.ndarray | None = None, opposite: bool = False) -> np.ndarray:
@@ -251,12 +267,6 @@ def correlated(rows: np.ndarray, known: np.ndarray | None = None, opposite: bool
     out = (np.abs(r) if opposite else r) >= ALIKE * np.maximum(1, known.sum(1))[:, None]
     np.fill_diagonal(out, True)
     return out | out.T
-
-
-def _sites(topic: Topic) -> tuple[tuple[str, int], ...]:
-    """How many nodes of which site."""
-    sites = [s for s, _ in topic.nodes]
-    return tuple(sorted((s, sites.count(s)) for s in set(sites)))
 
 
 # -- one explanation ---------------------------------------------------------------------------------------------------
@@ -334,8 +344,10 @@ class Hearing:
         """
         out = {}
         for name, there in places.items():
-            r, k = np.array(self.material.stand_ins(name, self.k)).T[:, :, None]
-            out[name] = there[r, k, example, column]
+            some = self.material.stand_ins(name, self.k)
+            if some:
+                r, k = np.array(some).T[:, :, None]
+                out[name] = there[r, k, example, column]
         return out
 
 
@@ -393,15 +405,23 @@ def by_rank(words: Words, own: float, draws: np.ndarray) -> Null:
     )
 
 
-def by_difference(words: Words, own: float, others: np.ndarray, draws: np.ndarray, subjects: Sequence[str]) -> Null:
+def by_difference(
+    words: Words,
+    own: float,
+    others: np.ndarray,
+    draws: np.ndarray,
+    subjects: Sequence[str],
+    reach: float = float("inf"),
+) -> Null:
     """A null of a few that are as they are, such as other descriptions: is the score above their mean?
 
     others    [R] their scores, and `subjects` what they are of
     draws     [B] bootstrap draws of (own - mean of the others), examples drawn anew
+    reach     as far as a perfect explanation gets; others that get further are not held against this one
     p is the share of draws at or below 0, with one added (Davison & Hinkley 1997, section 4.4.1). Besides, no more than
     one in twenty of the others may do as well: what fits anything beats the mean, but not those that fit better.
     """
-    good = others + TIE >= own
+    good = (others + TIE >= own) & (others <= reach + TIE)
     p, as_good = stats.rank_p(TIE, draws, "less"), int(good.sum())
     who = tuple(s for s, x in zip(subjects, good.tolist(), strict=True) if x)
     return Null(
@@ -412,8 +432,8 @@ def by_difference(words: Words, own: float, others: np.ndarray, draws: np.ndarra
 
 DESCRIPTIONS = ("description of another topic", "descriptions of other topics")
 NULL_WORDS = {
-    "random parts": ("random part of the same size", "random parts of the same size"),
-    "random weights": ("part with random weights", "parts with random weights"),
+    PARTS: ("random part of the same size", "random parts of the same size"),
+    WEIGHTS: ("part with random weights", "parts with random weights"),
 }
 
 

@@ -38,7 +38,9 @@ UNIT = "interchange accuracy"
 def interchange(h: Hearing) -> Evidence | None:
     """Mean of how often the output moves as foretold where the variable differs, and stays where it does not.
 
-    differs          expected activity of base and source differs at some position by at least 0.3 of its range
+    differs          expected activity of base and source differs at some position by at least 0.3 of the largest such
+                     difference of any pair. Not of its range: where every example begins with the same token and the
+                     topic is most active there, that is wide and no pair differs by much of it
     moves            the output's shift is at least 0.3 of the largest. Where all examples have the same two answers,
                      and the variable differs so much at the position that is asked, the shift's sign must be that of
                      source less base, or its opposite throughout: which of the two is read off the pairs
@@ -144,9 +146,8 @@ def _changes(m: Material) -> np.ndarray:
         gap = m.expected[:, runs.source] - m.expected[:, runs.base]
         known = np.isfinite(gap).any(2)
         gap = np.nan_to_num(gap)
-        flat = m.expected.reshape(len(m.expected), -1)
-        span = np.fmax.reduce(flat, 1, initial=np.nan) - np.fmin.reduce(flat, 1, initial=np.nan)
-        least = np.where(span > ROUNDING, ACTIVE * span, np.inf)[:, None]
+        largest = np.abs(gap).max((1, 2), initial=0.0)
+        least = np.where(largest > ROUNDING, ACTIVE * largest, np.inf)[:, None]
         asked = gap[:, np.arange(len(runs.base)), sample.asked[runs.base] if sample.is_text else 0]
         change = np.where(np.abs(asked) >= least, np.sign(asked), 2.0 * (np.abs(gap).max(2) >= least))
         m.kept[CLAIM] = np.where(known, change, np.nan)
