@@ -242,7 +242,8 @@ compact counterfactual_reference mean_reference patched record resample_referenc
 load_circuit load_model model_digest save_circuit save_model
 SUBJECT_TASKS Corpus CorpusSettings LanguageData Split Task build_corpus correct digits_data load_corpus losses
 make_digit_task make_task read_jsonl_task
-MLP MODELS Components MLPConfig Transformer TransformerConfig at_granularity build read_transformer_lens
+MLP MODELS Components MLPConfig Transformer TransformerConfig at_granularity build read_gpt2 read_sequential
+read_transformer_lens
 REGIMES L1 Dense TopK TopKSettings TrainSettings make_regime train
 METHODS MaskSettings find trim VERIFIERS Question build_dossier build_page
 """

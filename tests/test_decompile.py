@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from openwork import bench, cli, models, patching, runs, store
+from openwork import bench, cli, models, own, patching, runs, store
 from openwork.circuit import HOLDS, Circuit
 from openwork.decompiled import answers_of, decompile_circuit, kinds_of, run_file, unique_words
 from openwork.errors import RunError, UsageError
@@ -79,7 +79,9 @@ def slowly(program: Program, tokens: Sequence[int]) -> list[float]:
             case Bend(of, curve):
                 x = known[of][i]
                 normal = 0.5 * (1 + math.erf(x / math.sqrt(2)))
-                return {"relu": max(x, 0.0), "gelu": x * normal, "step": float(x > 0), "exp": math.exp(x)}[curve]
+                about = 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+                curves = {"relu": max(x, 0.0), "gelu": x * normal, "gelu_tanh": x * about, "step": float(x > 0)}
+                return {**curves, "exp": math.exp(x)}[curve]
             case Norm(of, rest, width, eps):
                 squares = sum(known[n][i] ** 2 for n in of) + (known[rest][i] if rest else 0.0)
                 return 1 / math.sqrt(squares / width + eps)
@@ -117,7 +119,9 @@ def random_program(rng: np.random.Generator, length: int = 22) -> Program:
         ByPosition(tuple(rng.normal(size=5).tolist())),
         Lookup(((2, 1.0), (5, 0.5)), -0.5),
     ]
-    kinds = ["Sum", "Product", "relu", "gelu", "step", "exp", "Norm", "Attend", "Average", "Latest", "Previous"]
+    kinds = [
+        "Sum", "Product", "relu", "gelu", "step", "exp", "Norm", "Attend", "Average", "Latest", "Previous", "gelu_tanh",
+    ]  # fmt: skip
     for k in range(length):
         a, b, c = (f"s{i}" for i in rng.integers(len(ops), size=3))
         x, y = rng.normal(size=2).tolist()
@@ -491,6 +495,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "planted_before", raising=False)
+    monkeypatch.setattr(own, "task_faults", lambda _task: iter(()))  # three letters: every split has nearly all inputs
     path = tmp_path / "run"
     runs.begin_own_run(path, "planted_before:model", "planted_before:task")
     truth = make_case("hand_previous_3x8", 0).truth

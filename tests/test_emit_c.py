@@ -64,7 +64,7 @@ def some_program(kind: str, seed: int, steps: int = 60) -> Program:
     inner = [
         lambda: Sum(tuple((name(), number()) for _ in range(rng.randrange(14))), number()),
         lambda: Product(name(), name()),
-        lambda: Bend(name(), rng.choice(["relu", "gelu", "step"])),  # type: ignore[arg-type]
+        lambda: Bend(name(), rng.choice(["relu", "gelu", "gelu_tanh", "step"])),  # type: ignore[arg-type]
         lambda: Norm((name(), name()), positive(), 7, 1e-5),
         lambda: Norm((name(),), "", 3, 1e-5),
     ]

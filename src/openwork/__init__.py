@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         TransformerConfig,
         at_granularity,
         build,
+        read_gpt2,
+        read_sequential,
         read_transformer_lens,
     )
     from openwork.patching import (
@@ -67,7 +69,7 @@ _PUBLIC = {  # module -> its public names
     "explain": "build_dossier",
     "graph": "Graph Link Site",
     "models": "MLP MODELS Components MLPConfig Transformer TransformerConfig at_granularity build "
-    "read_transformer_lens",
+    "read_gpt2 read_sequential read_transformer_lens",
     "patching": "compact counterfactual_reference mean_reference patched record resample_reference run support "
     "zero_reference",
     "progress": "Progress",

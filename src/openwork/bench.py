@@ -29,7 +29,7 @@ from openwork.explained import shown as explained_table
 from openwork.files import plain, read_yaml
 from openwork.forms import write_form, write_formulas
 from openwork.llm_options import LLMOptions
-from openwork.models import CNN, MLP
+from openwork.models import CNN, MLP, Transformer
 from openwork.modules import find_modules, load_modules, shown
 from openwork.presets import DIGITS, PRESETS, QUOTES, DataSettings, Preset
 from openwork.progress import Progress
@@ -491,7 +491,13 @@ def decompile_run(
     if circuit is None:
         (told,) = map_jobs([Job("decompile", write_formulas, (run, out))], 1, progress)
         return told
-    if isinstance(open_run(run).model, MLP | CNN):
+    model = open_run(run).model
+    if not isinstance(model, MLP | CNN | Transformer):
+        raise UsageError(
+            f"{run} holds a {type(model).__name__}; programs are made of the circuits of MLP, CNN and Transformer, "
+            "which openwork.read_sequential and openwork.read_gpt2 make of plain torch models."
+        )
+    if isinstance(model, MLP | CNN):
         if simplify:
             raise UsageError(
                 "--simplify goes with circuits of transformers; of features there are --form and --binarised."

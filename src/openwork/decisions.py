@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from openwork.explain.accounts.decision import Explainer, Words
 from openwork.explain.accounts.flips import Affine, Change, Found, flip_tokens, flip_vectors
 from openwork.explain.programs.lower_perceptron import image_shape
 from openwork.models import MLP
+from openwork.own import guarded
 from openwork.patched_run import KINDS
 from openwork.patching import Inputs
 from openwork.progress import Progress
@@ -131,10 +132,8 @@ def open_setting(path: Path, name: str) -> Setting:
     candidates = {*split.answer.tolist(), *split.wrong.flatten().tolist()}
     decode = run.subject.decode()
     is_text = decode is not None and not split.inputs[0].is_floating_point()
-    last = run.model(*(x[:1] for x in split.inputs)).shape[-1]
-    answers = task.answers if len(task.answers) == last else tuple(map(str, range(last)))
     words = Words(
-        output=decode if is_text and decode is not None else lambda i: answers[i],
+        output=decode if is_text and decode is not None else task.said,
         token=decode if is_text else None,
         feature=_feature(run),
     )
@@ -147,7 +146,8 @@ def open_setting(path: Path, name: str) -> Setting:
 
 
 def _feature(run: Run) -> Callable[[int], str]:
-    image, own = getattr(run.model.config, "image", None), tuple(getattr(run.subject, "features", ()))
+    image = getattr(getattr(run.model, "config", None), "image", None)
+    own = tuple(getattr(run.subject, "features", ()))
     if own:
         return lambda i: own[i]
     if image is None:
@@ -170,7 +170,8 @@ def read_input(setting: Setting, text: str) -> Inputs:
     """The input that `--input` names: a prompt, [token ids], numbers a,b,c or a row of a file (.npy, .csv)."""
     like = setting.data.inputs
     if like[0].is_floating_point():
-        return (vector(text, like[0][0].numel()).reshape(1, *like[0].shape[1:]),)
+        names = tuple(getattr(setting.run.subject, "features", ()))
+        return (vector(text, like[0][0].numel(), names).reshape(1, *like[0].shape[1:]),)
     return sequence(setting, read_ids(setting, text))
 
 
@@ -202,6 +203,9 @@ def read_ids(setting: Setting, text: str) -> list[int]:
     corpus = getattr(setting.run.subject, "corpus", None)
     if corpus is not None:
         return corpus.encode(text if text.startswith(END) else END + text)
+    if setting.task.encode is not None:
+        encode = guarded(setting.task.encode, setting.task.name, "tokenizer of the task")
+        return encode(text if text.startswith(END) else END + text)
     assert setting.explainer.words.token is not None
     index = {setting.explainer.words.token(i).strip(): i for i in range(vocabulary(setting))}
     for word in text.split():
@@ -210,8 +214,12 @@ def read_ids(setting: Setting, text: str) -> list[int]:
     return [index[w] for w in text.split()]
 
 
-def vector(text: str, size: int) -> Tensor:
-    """`size` float32 numbers: a,b,c or the row of a file, as in data.csv:3 (the first is 0)."""
+def vector(text: str, size: int, names: Sequence[str] = ()) -> Tensor:
+    """`size` float32 numbers: a,b,c or the row of a file, as in data.csv:3 (the first is 0).
+
+    names  what they are called, where they have names; UsageError says which are expected
+    """
+    wanted = f"{size}: {', '.join(names)}" if names else str(size)
     name, colon, row = text.rpartition(":")
     path = Path(name if colon and row.isdigit() else text)
     try:
@@ -220,9 +228,11 @@ def vector(text: str, size: int) -> Tensor:
         else:
             values = np.array([float(v) for v in text.split(",")])
     except ValueError as e:
-        raise UsageError(f"--input {text}: {e}; give numbers as a,b,c, or a row of a .npy or .csv file.") from e
+        raise UsageError(
+            f"--input {text}: {e}; give numbers as a,b,c, or a row of a .npy or .csv file; this model reads {wanted}."
+        ) from e
     if values.shape != (size,):
-        raise UsageError(f"the input has {values.size} numbers; this model reads {size}.")
+        raise UsageError(f"the input has {values.size} numbers; this model reads {wanted}.")
     if not bool(np.isfinite(values).all()):
         raise UsageError("the input holds numbers that are not finite; replace them first.")
     return torch.from_numpy(values.astype(np.float32))

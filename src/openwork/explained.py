@@ -43,7 +43,7 @@ from openwork.explain.words.wires import channel_tokens, wires_of
 from openwork.files import plain
 from openwork.llm_options import LLMOptions
 from openwork.modules import FOLDER, load_modules
-from openwork.own import imported
+from openwork.own import guarded, imported
 from openwork.rivals import DRAWS, Asked, steps, tested
 from openwork.runs import GRANULARITIES, Result, Run, circuit_folder, keep, key_of, open_run, reference_of, slug_of
 from openwork.tables import cell
@@ -91,7 +91,7 @@ def explain_circuit(
     asked = None if llm is None or author != "llm" else llm.model_dump(exclude=PATIENCE)
     key = key_of(
         VERSION, CARD_VERSION, found["key"], author, asked, most, seed, task.digest(),
-        None if modules is None else modules[0],
+        None if modules is None else modules[0], *task.names,
     )  # fmt: skip
     at = folder / _file(author)
     have = store.read_json(at) if at.exists() else {}
@@ -138,7 +138,11 @@ def _author(name: str, run: Run, llm: LLMOptions | None, seed: int) -> _Maker:
     """The author of that name with its judge; `summary` tells what it cost, where it costs anything."""
     if ":" in name:
         own = imported(name, "author")
-        return _Maker(cast(Author, own), getattr(own, "judge", None) or RulesJudge(), dict)
+        judge = getattr(own, "judge", None)
+        author = guarded(own, name, "author")
+        if (many := getattr(own, "many", None)) is not None:
+            author.many = guarded(many, name, "author")  # type: ignore[attr-defined]
+        return _Maker(author, RulesJudge() if judge is None else guarded(judge, name, "judge of"), dict)
     if name == "rules":
         return _Maker(Rules(), RulesJudge(), dict)
     if name == "llm":
@@ -206,6 +210,8 @@ class Work:
             dossiers = [self.dossier(t, labels) for t in some]
             said = many(dossiers) if many is not None else [author(d) for d in dossiers]
             for t, e in zip(some, said, strict=True):
+                if not isinstance(e, Explanation):
+                    raise UsageError(f"the author returned a {type(e).__name__} for {t.name}; expected an Explanation.")
                 if e.subject != t.name:
                     raise UsageError(f"the author explained {e.subject} where it was asked about {t.name}.")
                 labels[e.subject] = e.text
@@ -246,7 +252,10 @@ class Work:
         return torch.cat([self.examples.answer, self.examples.wrong.flatten()]).unique().tolist()
 
     def _outputs(self) -> Sequence[str]:
-        return self.sample.words if is_tokens(self.examples) else self.task.answers
+        """What every output is called."""
+        if is_tokens(self.examples):
+            return self.sample.words
+        return [self.task.said(i) for s in self.circuit.graph.sites if s.kind == "output" for i in range(s.size)]
 
     def _vocab(self) -> int:
         """How many token ids the model knows."""
@@ -277,6 +286,9 @@ def legend_of(run: Run, examples: Split) -> Legend:
         return Legend(names=("x", "y"))
     if own := tuple(getattr(run.subject, "features", ())):
         return Legend(names=own)
+    if examples.inputs[0].dim() == 4:
+        channels, height, width = examples.inputs[0].shape[1:]
+        return Legend(shape=(height, width, channels))
     colours = CHANNELS.get(name, 1)
     side = math.isqrt(features // colours)
     is_image = name in ("digits", "mnist", "cifar10") and side * side * colours == features

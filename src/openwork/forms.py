@@ -114,7 +114,7 @@ def write_formulas(path: Path, out: Path) -> Result:
     UsageError for a run that is no regression on formulas.
     """
     run = open_run(path)
-    data = run.subject.training_data(1, int(run.settings["seed"]))
+    data = run.subject.training_data(1, int(run.settings.get("seed", 0)))
     if not isinstance(data, SymbolicData) or not isinstance(run.model, MLP):
         raise UsageError(f"{path} was not trained on a formula; name one of its circuits (--circuit) instead.")
     if out.suffix != ".py":
@@ -159,12 +159,18 @@ def _asked(path: Path, name: str) -> _Asked:
             "hand; find a circuit with --reference mean or zero."
         )
     reference = run.reference if kind == "mean" else patching.zero_reference(run.model)
-    task = run.task(circuit.origin.get("task", result["task"]))
+    task = _flat(run.task(circuit.origin.get("task", result["task"])))
     ids, texts = answers_of(task)
     width = task.split("discover").inputs[0].shape[1]
     own = tuple(getattr(run.subject, "features", ()))
     features = identifiers(own) if own else feature_names(width, run.subject.name)
     return _Asked(run, folder, circuit, task, reference, ids, texts, features)
+
+
+def _flat(task: Task) -> Task:
+    """The same task with every example as one row of numbers: images [N, C, H, W] as [N, F]."""
+    splits = {n: replace(s, inputs=(s.inputs[0].flatten(1),)) for n, s in task.splits.items()}
+    return replace(task, splits=splits) if task.split("discover").inputs[0].dim() > 2 else task
 
 
 def _binarised(asked: _Asked) -> Binarised:

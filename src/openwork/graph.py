@@ -10,12 +10,13 @@ Knows names and sizes. Does not know tensors, weights, modules (only their dotte
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from openwork.errors import unknown
+from openwork.errors import several, unknown
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Site:
     steers    name of the site whose mixing over positions these nodes decide without being read by an edge
               (queries and keys steer values); "" if none
     group     with `steers`: how many nodes belong together (channels of one head); node i steers nodes of its group
+    width     where every node sends a vector (a head, an MLP), how long that is; 0 where nodes send numbers
     """
 
     name: str
@@ -70,18 +72,30 @@ class Link:
 
 @dataclass(frozen=True)
 class Graph:
-    """The sites and links of a model, in the order in which they are computed."""
+    """The sites and links of a model, in the order in which they are computed.
+
+    UsageError, with all that is wrong, where names repeat, and where a link joins no sites of it or points backwards.
+    """
 
     sites: tuple[Site, ...]
     links: tuple[Link, ...]
 
     def __post_init__(self) -> None:
-        names = [s.name for s in self.sites]
-        assert len(set(names)) == len(names), "two sites share a name"
-        order = {n: i for i, n in enumerate(names)}
-        for link in self.links:
-            assert link.src in order and link.dst in order, f"{link.name} joins sites that are not in the graph"
-            assert order[link.src] < order[link.dst], f"{link.name} points backwards"
+        order = {s.name: i for i, s in enumerate(self.sites)}
+        problems = [
+            f'two {what} share the name "{n}".'
+            for what, names in (("sites", [s.name for s in self.sites]), ("links", [e.name for e in self.links]))
+            for n, times in Counter(names).items()
+            if times > 1
+        ]
+        for e in self.links:
+            lost = [n for n in (e.src, e.dst) if n not in order]
+            if lost:
+                problems.append(f"link {e.name} joins {' and '.join(lost)}; there is no such site.")
+            elif order[e.src] >= order[e.dst]:
+                problems.append(f"link {e.name} points backwards: {e.dst} stands before {e.src} among the sites.")
+        if problems:
+            raise several("the graph", problems)
 
     @cached_property
     def by_site(self) -> dict[str, Site]:

@@ -138,7 +138,7 @@ def mean_reference(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, Ten
     """Mean ablation: every ablated node sends its mean over these inputs and all their positions: [n] or [n, width].
 
     Sites that are an input of ids get the distribution of the ids. Computed in float64 sums: the order of batches
-    does not show.
+    does not show. UsageError where there are no inputs.
     """
     graph = graph_of(model)
     total: dict[str, Tensor] = {}
@@ -169,12 +169,18 @@ def is_constant(site: Site, value: Tensor) -> bool:
 
 
 def counterfactual_reference(model: nn.Module, other: Inputs) -> dict[str, Tensor]:
-    """Activation patching: every ablated node sends what it sends on another input of the same shape."""
+    """Activation patching: every ablated node sends what it sends on another input of the same shape.
+
+    Site -> activation of that input, as `record` gives it.
+    """
     return record(model, other)
 
 
 def resample_reference(model: nn.Module, inputs: Inputs, seed: int) -> dict[str, Tensor]:
-    """Resample ablation: every ablated node sends what it sends on another example of the batch."""
+    """Resample ablation: every ablated node sends what it sends on another example of the batch.
+
+    Site -> activations in another order, which the seed draws.
+    """
     order = torch.randperm(len(inputs[0]), generator=torch.Generator().manual_seed(seed))
     return record(model, tuple(x[order] for x in inputs))
 
@@ -215,6 +221,8 @@ def patched(
     reference  what ablated nodes and edges carry, per site
     nodes      site -> [n] in 0..1 (bool or float); sites that are left out are kept whole
     edges      link -> [dst, src] or [n] in 0..1; links that are left out are kept whole
+    UsageError where the reference has no value for a site that is ablated, and for a layer that nothing was registered
+    for.
     """
     graph = graph_of(model)
     now: dict[str, Tensor] = {}  # site -> what it sends in this run
@@ -310,7 +318,11 @@ def _hook_link(
 
 
 def run(model: nn.Module, inputs: Inputs, circuit: Circuit | None, reference: Reference) -> Tensor:
-    """The model's output with everything outside the circuit ablated; without a circuit, the plain output."""
+    """The model's output with everything outside the circuit ablated; without a circuit, the plain output.
+
+    reference  site -> what ablated nodes send, [n] or one value per input and position
+    UsageError for a circuit of another graph, and for a reference without a value where something is ablated.
+    """
     if circuit is None:
         return model(*inputs)
     nodes, edges = masks_of(model, circuit)

@@ -41,7 +41,7 @@ from openwork.files import plain, read_yaml
 from openwork.frontier import nested
 from openwork.keeper import FolderKeeper
 from openwork.models import at_granularity, build
-from openwork.own import imported
+from openwork.own import guarded, imported
 from openwork.patched_run import KINDS, PatchedRun
 from openwork.settings import checked
 from openwork.tasks.subjects import SUBJECTS, Subject, open_subject
@@ -179,7 +179,7 @@ def reference_of(run: Run, model: nn.Module, kind: str) -> patching.Reference | 
 
 def method_of(name: str) -> str | OwnMethod:
     """A method by its name, or a user's own as `module:function`."""
-    return imported(name, "method") if ":" in name and name not in METHODS else name
+    return guarded(imported(name, "method"), name, "method") if ":" in name and name not in METHODS else name
 
 
 def begin_run(path: Path, settings: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from openwork.export import FORMATS, Parts, compacted, read_npz
 from openwork.files import new_folder, write_bytes, write_json
 from openwork.models import build
 from openwork.models.mlp import MLP
+from openwork.own import SUBJECT
 from openwork.runs import Run, open_run
 from openwork.tasks.flows.flows import FlowData
 
@@ -41,9 +42,12 @@ def parts_of(run: Run) -> Parts:
     model = run.model
     if not isinstance(model, MLP) or model.embed is not None or model.config.abstopk < 1:
         raise UsageError(
-            f"{run.path} holds a {type(model).__name__}; perceptrons without an embedding or AbsTopK can be exported."
+            f"{run.path} holds a {type(model).__name__}; an MLP without an embedding or AbsTopK can be exported, which "
+            "openwork.read_sequential makes of a plain nn.Sequential."
         )
-    about = [f"From the run {run.path.name}, trained on {run.settings['subject']}."]
+    subject = run.settings["subject"]
+    how = "a model trained elsewhere" if subject == SUBJECT else f"trained on {subject}"
+    about = [f"From the run {run.path.name}, {how}."]
     if (run.path / "detector" / "detector.json").exists():
         d = load_detector(run.path)
         layers = tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in compacted(d.layers))
@@ -57,7 +61,7 @@ def parts_of(run: Run) -> Parts:
         for layer in model.layers
     ]
     layers = tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in compacted(pairs, activation))
-    inputs = tuple(f"x{i}" for i in range(model.config.inputs))
+    inputs = tuple(getattr(run.subject, "features", ())) or tuple(f"x{i}" for i in range(model.config.inputs))
     outputs = tuple(str(i) for i in range(model.config.outputs))
     return Parts(layers, activation, inputs, outputs, run.digest, about=tuple(about))
 

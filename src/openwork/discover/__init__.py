@@ -82,8 +82,10 @@ def find(
     reference  what nodes outside the circuit send: one value per node, or "counterfactual" or "resample"
     split      examples to search on; they are halved, one half to learn, one to decide
     method     one of METHODS, or a callable `(run, split) -> Scores | Circuit`
-    settings   of the method; or given one by one as keywords, e.g. `target=0.3`
+    settings   of the method; or given one by one as keywords, e.g. `target=0.3` (nats)
     keeper     where every method but those of ONE_PASS puts away how far it is, so that a killed search goes on
+    UsageError for an unknown method, a setting that it does not have, and a reference that it cannot work with; where
+    nothing meets the target that is no error: `status` is "infeasible".
     """
     schema = schema_of(method)
     asked = settings if settings is not None else checked(schema, values, f"settings of the method {method}")

@@ -97,7 +97,7 @@ def build_dossier(
         assert text is not None
         contexts, prompts, shown = _text_contexts(model, told, examples, text, name_of, top)
     else:
-        contexts, prompts, shown = _vector_contexts(model, told, examples, top, task.answers, features)
+        contexts, prompts, shown = _vector_contexts(model, told, examples, top, task.said, features)
 
     nodes = []
     for s, i in drawing.nodes:
@@ -107,7 +107,8 @@ def build_dossier(
         node["mean"] = _short(_mean(reference, s, i))
         node |= _labels(graph, circuit, model, s, i, name_of)
         if features and site.kind in ("input", "output"):
-            node["label"] = (features if site.kind == "input" else task.answers)[i]
+            named = site.kind == "output" or site.size == len(features)  # of images, a node is a channel of pixels
+            node["label"] = (task.said(i) if site.kind == "output" else features[i]) if named else f"{s}:{i}"
         node |= contexts.get((s, i), {})
         nodes.append(node)
     return {
@@ -429,7 +430,7 @@ def _vector_contexts(
     told: list[NodeId],
     examples: Split,
     top: int,
-    answers: Sequence[str],
+    said: Callable[[int], str],
     features: Sequence[str],
 ) -> Told:
     """Extremes over the split's own inputs, with the vectors (pixels of an image) and labels; one prompt per answer.
@@ -449,7 +450,7 @@ def _vector_contexts(
             return {"pixels": images.setdefault(b, _list(x[b].flatten())), "label": str(labels[b])}
         far = torch.sort(x[b].abs(), descending=True, stable=True).indices[:FAR].tolist()
         values = [[features[i], _short(float(x[b, i]))] for i in far if x[b, i] != 0]
-        return {"values": values, "label": answers[labels[b]]}
+        return {"values": values, "label": said(labels[b])}
 
     firsts = sorted({label: b for b, label in reversed(list(enumerate(labels)))}.values(), key=lambda b: labels[b])
     prompts = [picture(b) for b in firsts]

@@ -23,7 +23,9 @@ from openwork.errors import unknown
 from openwork.graph import Graph
 from openwork.models.cnn import CNN, CNNConfig
 from openwork.models.components import Components, at_granularity
+from openwork.models.gpt2 import read_gpt2
 from openwork.models.mlp import MLP, MLPConfig
+from openwork.models.sequential import read_sequential
 from openwork.models.transformer import Transformer, TransformerConfig
 from openwork.models.transformer_lens import read_transformer_lens
 from openwork.settings import checked
@@ -47,7 +49,10 @@ class Subject(Protocol):
 
 
 def build(config: BaseModel | Mapping[str, Any], seed: int = 0) -> nn.Module:
-    """A model with fresh weights from its config (or the plain data of one); same seed, same weights."""
+    """A model with fresh weights from its config (or the plain data of one); same seed, same weights.
+
+    UsageError for an unknown kind, and for settings that it does not have.
+    """
     kind = str(config.get("kind", "") if isinstance(config, Mapping) else getattr(config, "kind", ""))
     if kind not in MODELS:
         raise unknown("kind of model", kind, MODELS)
@@ -61,5 +66,5 @@ def build(config: BaseModel | Mapping[str, Any], seed: int = 0) -> nn.Module:
 
 __all__ = [
     "CNN", "MLP", "MODELS", "CNNConfig", "Components", "MLPConfig", "Subject", "Transformer", "TransformerConfig",
-    "at_granularity", "build", "read_transformer_lens",
+    "at_granularity", "build", "read_gpt2", "read_sequential", "read_transformer_lens",
 ]  # fmt: skip

@@ -17,7 +17,8 @@ learned table that can be switched off (the paper uses none); the bigram table i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -31,6 +32,11 @@ from openwork.models.compact import compact_transformer
 from openwork.models.node import Node, share_of
 from openwork.patching import Layout
 
+BENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # Hendrycks and Gimpel 2016 (arXiv 1606.08415), section 2
+    "relu": F.relu,
+}
 Location = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
 
 
@@ -54,7 +60,7 @@ class TransformerConfig(BaseModel):
         True,
         description="before every sublayer and the unembedding: rms (or true) RMSNorm, layer LayerNorm, false none",
     )
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "relu"] = Field("gelu", description="gelu_tanh is GPT-2's")
     init_std: float = Field(
         0.02, gt=0, description="of fresh matrices; small models without norms want about 1/sqrt(d)"
     )
@@ -152,7 +158,7 @@ class MLPBlock(nn.Module):
         self.norm = _norm(c)
         self.read = _node(c, "mlp_in", c.d_model)
         self.up = nn.Linear(c.d_model, c.neurons)
-        self.bend = {"gelu": F.gelu, "relu": F.relu}[c.activation]
+        self.bend = BENDS[c.activation]
         self.act = _node(c, "mlp_neuron", c.neurons)
         self.down = nn.Linear(c.neurons, c.d_model)
         self.write = _node(c, "mlp_out", c.d_model)

@@ -34,7 +34,12 @@ NORMS: dict[str, dict[str, Any]] = {  # its word -> our settings; "Pre" has no w
     "RMSPre": {"norm": "rms", "norm_gain": False},
     "none": {"norm": False},
 }
-ACTIVATIONS = ("gelu", "relu")
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
 BUFFERS = ("attn.mask", "attn.IGNORE")  # not weights
 
 
@@ -109,7 +114,7 @@ def _config(told: Mapping[str, Any]) -> TransformerConfig:
         d_head=flat["d_head"],
         d_mlp=flat.get("d_mlp") or 0,
         n_ctx=flat["n_ctx"],
-        activation=flat["act_fn"],
+        activation=ACTIVATIONS[flat["act_fn"]],
         outputs=outputs if outputs > 0 and outputs != flat["d_vocab"] else 0,
         bigram=False,
         unembed_bias=True,

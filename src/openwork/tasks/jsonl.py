@@ -43,7 +43,9 @@ class _Example:
 def read_jsonl_task(path: Path, corpus: Tokens, n_ctx: int | None = None) -> Task:
     """The task in a file, named after it; refuses with all of the file's faults at once.
 
-    n_ctx  longest prompt in tokens, <|endoftext|> included (None: any length)
+    corpus  the tokenizer: anything with `encode(text) -> list[int]` and `token(text) -> int`, the id of a text that is
+            a single token, which refuses any other with UsageError; `encode` gets <|endoftext|> before every prompt
+    n_ctx   longest prompt in tokens, <|endoftext|> included (None: any length)
     """
     path = Path(path)
     try:
@@ -74,7 +76,7 @@ def read_jsonl_task(path: Path, corpus: Tokens, n_ctx: int | None = None) -> Tas
         raise several(f"task {path}", faults)
     splits = {s: _split(s, mine) for s in SPLITS if (mine := [e for e in examples if e.split == s])}
     answers = dict.fromkeys(json.loads(line)["answer"] for line in text.split("\n") if line.strip())
-    return Task(path.stem, f"the user's task {path.name}", splits, tuple(answers))
+    return Task(path.stem, f"the user's task {path.name}", splits, tuple(answers), encode=corpus.encode)
 
 
 def _read(number: int, line: str, corpus: Tokens, n_ctx: int | None) -> _Example | list[str]:

@@ -8,13 +8,14 @@ Shapes: N examples, m wrong answers each, V outputs, T positions, F features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from openwork.errors import UsageError, unknown
+from openwork.errors import UsageError, several, unknown
 
 Inputs = tuple[Tensor, ...]  # positional arguments of a model's forward
 
@@ -23,7 +24,7 @@ SPLITS = ("discover", "verify", "ood", "explain")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Some examples of a task; disjoint from every other split of the same task.
+    """Some examples of a task; disjoint from every other split of the same task. UsageError where parts do not fit.
 
     name     "discover", "verify", "ood" (out of distribution) or "explain"
     inputs   arguments of the model's forward: (tokens [N, T] right-padded, at [N] the position that is asked) of a
@@ -43,9 +44,9 @@ class Split:
     _parts: dict[int, tuple[tuple[Tensor, Split], ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        n = len(self.answer)
-        assert self.wrong.dim() == 2, "wrong is [N, m]"
-        assert all(len(x) == n for x in (*self.inputs, self.wrong, self.pair, self.texts)), "parts differ in length"
+        problems = list(_ill_formed(self))
+        if problems:
+            raise several(f'split "{self.name}"', problems)
 
     def __len__(self) -> int:
         return len(self.answer)
@@ -133,20 +134,71 @@ class Split:
         )
 
 
+def _ill_formed(split: Split) -> Iterator[str]:
+    """What is no split: parts that are no tensors, or of other lengths or dimensions."""
+    if not isinstance(split.inputs, tuple):
+        yield f"inputs is a {type(split.inputs).__name__}; expected a tuple of tensors, such as (x,)."
+        return
+    tensors = {f"inputs[{i}]": x for i, x in enumerate(split.inputs)}
+    tensors |= {"answer": split.answer, "wrong": split.wrong, "pair": split.pair}
+    foreign = [f"{n} is a {type(x).__name__}; expected a tensor." for n, x in tensors.items() if not _is_tensor(x)]
+    if foreign:
+        yield from foreign
+        return
+    for name, x, dims, shape in (
+        ("answer", split.answer, 1, "[N]"), ("wrong", split.wrong, 2, "[N, m]"), ("pair", split.pair, 1, "[N]")
+    ):  # fmt: skip
+        if x.dim() != dims:
+            yield f"{name} has the shape {tuple(x.shape)}; expected {shape}."
+    if split.answer.dim() != 1:
+        return
+    n = len(split.answer)
+    for name, x in (*tensors.items(), ("texts", split.texts)):
+        if len(x) != n:
+            yield f"{name} has {len(x)} examples where answer has {n}."
+
+
+def _is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A behaviour to be explained: its splits, what it asks in one line, and its answers as a person reads them."""
+    """A behaviour to be explained.
+
+    name     one word, in which circuits and files are named
+    about    what it asks, in one line
+    splits   name -> Split
+    answers  as a person reads them: the name of every output in order, or of those that the task asks about
+    names    what inputs are called: of vectors the F features, of tokens the text of every id; () where nobody says
+    encode   a prompt's token ids, where the task has a tokenizer of its own
+    """
 
     name: str
     about: str
     splits: Mapping[str, Split]
     answers: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    encode: Callable[[str], list[int]] | None = None
 
     def split(self, name: str) -> Split:
         """The split of that name; refuses with the nearest one."""
         if name not in self.splits:
             raise unknown(f"split of task {self.name}", name, self.splits)
         return self.splits[name]
+
+    @cached_property
+    def asked(self) -> tuple[int, ...]:
+        """The outputs that are right or compete in any split, ascending."""
+        every = [torch.cat([s.answer, s.wrong.flatten()]).cpu() for s in self.splits.values()]
+        return tuple(torch.cat(every).unique().tolist()) if every else ()
+
+    def said(self, output: int) -> str:
+        """What a person calls an output; its number where `answers` does not name it."""
+        if len(self.answers) == len(self.asked) and output in self.asked:
+            return self.answers[self.asked.index(output)]
+        named = len(self.answers) != len(self.asked) and 0 <= output < len(self.answers)
+        return self.answers[output] if named else str(output)
 
     def digest(self) -> str:
         """SHA-256 over the examples of all splits: results on another set of examples are other results."""

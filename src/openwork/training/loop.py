@@ -178,8 +178,18 @@ def train(
     """Trains a model in place, writes everything to `folder`, and resumes what it finds begun there.
 
     A folder that holds the same run finished is not trained again: its weights are loaded. A folder that holds a run
-    with other settings is refused.
+    with other settings is refused (UsageError), and so are a model that `openwork.build` did not make, and regimes that
+    refuse it or each other.
+
+    model   with a `config`, as `openwork.build` makes it
+    data    batches and held-out batches (see `training.data.TrainData`)
+    device  "cpu", "cuda" or "cuda:N"
     """
+    if not isinstance(getattr(model, "config", None), BaseModel):
+        raise UsageError(
+            f"a {type(model).__name__} has no config to be stored with and built again from; train one that "
+            "openwork.build makes, or train yours elsewhere and go on as docs/own_model.md says."
+        )
     where = _device(device)
     run = _Run(model, data, tuple(regimes), settings, Path(folder), where, _plan(model, data, regimes, settings))
     known = run.finished()

@@ -51,7 +51,7 @@ def accountant(model: nn.Module, circuit: Circuit | None, reference: Reference) 
         names = ", ".join(sorted(t.__name__ for t in ACCOUNTS))
         raise UsageError(
             f"there is no account of the decisions of a {type(model).__name__}; there is of {names} with single "
-            "channels as nodes."
+            "channels as nodes, which openwork.read_sequential and openwork.read_gpt2 make of plain torch models."
         )
     sites = graph_of(model).by_site
     free = sorted(n for n, v in reference.items() if not is_constant(sites[n], v))

@@ -28,8 +28,10 @@ from openwork.patching import Inputs, Reference
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda h: (h > 0).double(),
     "gelu": lambda h: 0.5 * torch.erfc(-h / math.sqrt(2)),  # Phi(h)
+    "gelu_tanh": lambda h: 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))),
 }
-FROZEN = {"relu": "the neurons that are on", "gelu": "each neuron's gate Phi(h) in h * Phi(h)"}
+GATE = "each neuron's gate Phi(h) in h * Phi(h)"
+FROZEN = {"relu": "the neurons that are on", "gelu": GATE, "gelu_tanh": GATE + ", Phi by a tanh"}
 
 
 class TransformerAccountant:

@@ -47,9 +47,9 @@ RESERVED = set(  # words of C99, then names that the file itself uses
     """
     auto break case char const continue default do double else enum extern float for goto if inline int long register
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
-    at answers decide erf erfc exp features fmax i j logits main n sqrt text tokens top total weights
-    bend_gelu bend_relu bend_silu bend_step bend_exp entry line lookup number of_token pixels look fill match pool sums
-    NULL EOF FEATURES PLACES ANSWERS LINE INFINITY NAN HUGE_VAL stdin stdout stderr
+    at answers decide erf erfc exp tanh features fmax i j logits main n sqrt text tokens top total weights
+    bend_gelu bend_gelu_tanh bend_relu bend_silu bend_step bend_exp entry line lookup number of_token pixels
+    look fill match pool sums NULL EOF FEATURES PLACES ANSWERS LINE INFINITY NAN HUGE_VAL stdin stdout stderr
     """.split()  # noqa: SIM905  a list of strings would be longer to read than the words
 )
 
@@ -60,6 +60,7 @@ Get = Callable[[str], str]  # the name of a step -> C that reads it at the place
 BENDS = {
     "relu": "x > 0.0 ? x : 0.0",
     "gelu": "0.5 * x * (1.0 + erf(x / 1.4142135623730951))",
+    "gelu_tanh": "0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))",
     "silu": "x / (1.0 + exp(-x))",
     "step": "x > 0.0 ? 1.0 : 0.0",
     "exp": "exp(x)",
@@ -168,7 +169,7 @@ class _Writer:
     def _needs_math(self) -> bool:
         ops = [s.op.how if isinstance(s.op, Votes) else s.op for s in self.steps]
         return self.choosing or any(
-            isinstance(op, Norm | Attend) or (isinstance(op, Bend) and op.curve in ("gelu", "silu", "exp"))
+            isinstance(op, Norm | Attend) or (isinstance(op, Bend) and op.curve in ("gelu", "gelu_tanh", "silu", "exp"))
             for op in ops
         )
 

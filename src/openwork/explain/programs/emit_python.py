@@ -49,6 +49,12 @@ HELPERS = {
     "gelus": '''def gelus(x: Series) -> Series:
     """Of each number, it times the share of the normal distribution below it."""
     return np.array([v * 0.5 * (1.0 + math.erf(v / math.sqrt(2.0))) for v in x])''',
+    "gelu_tanh": '''def gelu_tanh(x: float) -> float:
+    """x times about the share of the normal distribution below x."""
+    return 0.5 * x * (1.0 + math.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))''',
+    "gelu_tanhs": '''def gelu_tanhs(x: Series) -> Series:
+    """Of each number, it times about the share of the normal distribution below it."""
+    return 0.5 * x * (1.0 + np.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))''',
     "by_place": '''def by_place(numbers: dict[int, float], other: float, n: int) -> Series:
     """The number of each of the first n places."""
     return np.array([numbers.get(place, other) for place in range(n)])''',
@@ -235,8 +241,8 @@ class _Writer:
                 return text, 0 if len(parts) > 1 or text.startswith("-") else 1
             case Product(a, b):
                 return f"{self.get(a, end, 1)} * {self.get(b, end, 1)}", 1
-            case Bend(of, "gelu"):
-                return f"{self.helper('gelu' if end else 'gelus')}({self.get(of, end)})", 2
+            case Bend(of, "gelu" | "gelu_tanh" as curve):
+                return f"{self.helper(curve if end else f'{curve}s')}({self.get(of, end)})", 2
             case Bend(of, "relu"):
                 return (f"max({self.get(of, end)}, 0.0)" if end else f"np.maximum({self.get(of, end)}, 0.0)"), 2
             case Bend(of, "step"):

@@ -331,7 +331,7 @@ class _Lowering:
         kept, n = self._kept(f"{name}.act", self.model.config.neurons), self.model.config.neurons
         need = np.flatnonzero(kept & (_weight(block.down)[writes] != 0).any(0)).tolist()
         h = self.read(f"{name}.in", block.norm, f"mlp{i}") if need else _Read((), kept)
-        curve = "relu" if self.model.config.activation == "relu" else "gelu"
+        curve = self.model.config.activation
         acts = [_number(x) for x in self.r[f"{name}.act"]]
         for j, x in self.matrix(f"{name}.in>{name}.act", block.up, h, need).items():
             sum_ = self.settled(f"before{i}_{j}", x, f"{name}.act:{j} before its bend")

@@ -37,7 +37,7 @@ MARKS = {
 }  # fmt: skip
 OURS = (
     "tokens", "rows", "row", "scores", "decide", "n", "np", "json", "sys", "math", "average", "averages", "attend",
-    "latest", "previous", "by_place", "gelu", "gelus", "found", "line",
+    "latest", "previous", "by_place", "gelu", "gelus", "gelu_tanh", "gelu_tanhs", "found", "line",
     "part",
 )  # fmt: skip
 OURS_OF_MANY = ("points", "matched", "share", "said", "numbers", "token")  # where there are more than two answers

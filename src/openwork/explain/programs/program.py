@@ -31,7 +31,7 @@ from openwork.errors import UsageError
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Kind = Literal["tokens", "features"]
-Curve = Literal["relu", "gelu", "silu", "step", "exp"]
+Curve = Literal["relu", "gelu", "gelu_tanh", "silu", "step", "exp"]
 
 VERSION = 1
 KEPT = 1 << 26  # bytes of what a trace keeps of how one head weighs places
@@ -118,7 +118,8 @@ class Product:
 class Bend:
     """An earlier step through a curve.
 
-    relu  max(x, 0);   gelu  x * Phi(x), Phi the normal distribution function;   step  1 where x > 0, else 0;   exp
+    relu  max(x, 0);   gelu  x * Phi(x), Phi the normal distribution function, and
+    gelu_tanh  with its usual approximation by a tanh;   step  1 where x > 0, else 0;   exp
     """
 
     of: str
@@ -384,6 +385,7 @@ _erf: Callable[[Array], Array] = np.vectorize(math.erf, otypes=[np.float64])
 CURVES: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, 0.0),
     "gelu": gelu,
+    "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x / (1.0 + np.exp(-x)),
     "step": lambda x: (x > 0).astype(np.float64),
     "exp": np.exp,

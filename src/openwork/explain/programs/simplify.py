@@ -332,7 +332,7 @@ class _Search:
             case Norm(of, _, width, eps) if c.kind == "term" and c.of in of:
                 left = tuple(n for n in of if n != c.of)
                 return {c.step: replace(op, of=left, eps=eps + self.mean(c.of, everywhere, True) / width)}
-            case Bend(of, curve) if c.kind == "bend" and curve in ("gelu", "relu"):
+            case Bend(of, curve) if c.kind == "bend" and curve in ("gelu", "gelu_tanh", "relu"):
                 return {c.step: Sum(((of, 1.0),))}
             case Average(value, weight) if c.kind == "weight" and weight:
                 return {c.step: Average(value)}

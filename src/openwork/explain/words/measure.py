@@ -108,7 +108,7 @@ def _answers(task: Task, examples: Split, legend: Legend) -> tuple[tuple[str, ..
     def text(i: int) -> str:
         if is_tokens(examples) and legend.decode is not None:
             return legend.decode(i)
-        return task.answers[i] if 0 <= i < len(task.answers) else str(i)
+        return task.said(i)
 
     known = {i: text(i) for i in torch.cat([examples.answer, examples.wrong.flatten()]).unique().tolist()}
     right = tuple(known[i] for i in examples.answer.tolist())

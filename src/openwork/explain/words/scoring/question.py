@@ -115,7 +115,8 @@ class Executed:
         if high == low:
             p = (x > 0).astype(np.float64)
         else:
-            p = 1 / (1 + np.exp(-(x - ACTIVE * np.maximum(largest, 0.0)) / (0.1 * (high - low))))
+            with np.errstate(over="ignore"):  # far below the threshold p is 0
+                p = 1 / (1 + np.exp(-(x - ACTIVE * np.maximum(largest, 0.0)) / (0.1 * (high - low))))
         known = np.isfinite(x)
         return {i: v for i, v, k in zip(spots.ids, p.tolist(), known.tolist(), strict=True) if k}
 
