@@ -89,9 +89,10 @@ def main() -> None:
         copies = {t: copied(run, folder / f"target-{t:g}") for t in sorted(asked.targets, reverse=True)}
         seed = int(open_run(run).settings["seed"])
         told |= {(task, seed): answered(copies, task, folder) for task in asked.tasks}
-    given = "" if len(asked.runs) == 1 else " --runs " + " ".join(r.name for r in asked.runs)
+    given = "" if len(asked.runs) == 1 else " --runs " + " ".join(map(str, asked.runs))
     given += "" if asked.tasks == list(TASKS) else " --tasks " + " ".join(asked.tasks)
     given += "" if asked.targets == list(TARGETS) else " --targets " + " ".join(f"{t:g}" for t in asked.targets)
+    given += "" if asked.page == PAGE else f" --page {asked.page}"
     write_text(asked.page, page(told, given))
     print(asked.page)
 

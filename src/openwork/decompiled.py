@@ -182,8 +182,8 @@ def _advice(asked: _Asked, split: Split) -> dict[str, str]:
     target = asked.circuit.origin.get("settings", {}).get("target")
     command = f"openwork discover {asked.run.path} --task {asked.task.name} --method {asked.circuit.origin['method']}"
     advice = (
-        f"The circuit itself decides as the model on {alike:.1%} of the {split.name} split, and no program of it can "
-        "be expected to do better."
+        f"The circuit itself decides as the model on {alike:.1%} of the {split.name} split, and its program is seldom "
+        "more like the model than that."
     )
     if not target:
         return {"advice": advice}
