@@ -140,14 +140,14 @@ def page(asked: argparse.Namespace, trained: list[Result], random: list[Result])
         "## How many of the supported may be false",
         false_ones(trained),
         table(
-            ["explanations", "supported", "of these false, at most", "whatever depends on what", "q <= 0.05",
-             "q <= 0.05, whatever depends", "Holm: not one false"],
+            ["explanations", "supported", "of these false, at most", "whatever the dependence", "q <= 0.05",
+             "q <= 0.05, whatever the dependence", "Holm: not one false"],
             [
                 *(rates(r["circuit"], support(restored([r]))) for r in trained),
                 rates("all together", support(restored(trained))),
             ],
         ),
-        "The bounds are Benjamini and Hochberg's false discovery rate and, whatever depends on what, Benjamini and "
+        "The bounds are Benjamini and Hochberg's false discovery rate and, whatever the dependence, Benjamini and "
         "Yekutieli's; the last column is Holm's correction. What they mean and assume: "
         "[Many explanations](../scores.md#many-explanations).",
         "## By circuit",

@@ -370,8 +370,8 @@ def _false(of: Mapping[str, Any]) -> str:
         return "None is supported, so none of these can be false."
     share, any_share = (f"{100 * of[k]:.1f} %" for k in ("false_share", "false_share_any"))
     return (
-        f"Of the {of['holds']} supported at most {share} are expected to be false ({any_share} whatever depends on "
-        f"what); {of['kept']} have q at {ALPHA} or less."
+        f"Of the {of['holds']} supported at most {share} are expected to be false ({any_share} whatever the "
+        f"dependence between them); {of['kept']} have q at {ALPHA} or less."
     )
 
 

@@ -170,7 +170,7 @@ def false_discovery(p: Any, any_dependence: bool = False) -> Floats:
     Sorted p_(1) <= ... <= p_(m): q_(i) = min over j >= i of min(1, m p_(j) / j) (Benjamini & Hochberg 1995). Holds for
     independent p-values and for those that depend positively on each of the true nulls (Benjamini & Yekutieli 2001,
     theorem 1.2), as ranks of one score among shared draws do (Bates et al. 2023, doi 10.1214/22-AOS2244).
-    any_dependence  m times 1 + 1/2 + ... + 1/m in place of m: holds whatever depends on what (theorem 1.3)
+    any_dependence  m times 1 + 1/2 + ... + 1/m in place of m: holds whatever the dependence (theorem 1.3)
     """
     return _floats(scipy_stats.false_discovery_control(_floats(p), method="by" if any_dependence else "bh"))
 

@@ -91,8 +91,8 @@ class Support:
     share        holds / of, and its 95 % Wilson interval; topics of one circuit are not independent, so read it as a
                  description of these
     false_share  of those that hold, the share that is expected to be false is at most this: the largest q among them
-                 (nan where none holds); `false_share_any` whatever depends on what
-    kept         how many hold with q at 0.05 or less; `kept_any` whatever depends on what
+                 (nan where none holds); `false_share_any` whatever the dependence
+    kept         how many hold with q at 0.05 or less; `kept_any` whatever the dependence
     corrected    how many are still told from their nulls after Holm's correction: the probability that even one of
                  these is false is at most 0.05
     least_p      the smallest p among them: where it is above 0.05 / of, Holm's correction could leave none
@@ -117,7 +117,7 @@ class Level:
 
     p      of its claim; 1 where the claim fails for another reason than its p (the bar, too little data)
     q      the false discovery rate at which it would be kept among the others (Benjamini & Hochberg)
-    q_any  the same whatever depends on what (Benjamini & Yekutieli)
+    q_any  the same whatever the dependence (Benjamini & Yekutieli)
     """
 
     p: float
