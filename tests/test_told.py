@@ -191,3 +191,11 @@ def test_the_words_of_an_explanation_stand_apart_from_its_scores() -> None:
     assert list(words[0]) == ["subject", "explanation", "verdict"] and list(scores[0]) == ["subject", "nats", "trigger"]
     assert out["notes"][-1].endswith("Of the first, h:1: Too few independent places (24).")
     assert "df14" not in printed("explain", result)
+
+
+def test_a_run_of_detectors_goes_on_to_its_page() -> None:
+    said = told.in_words(
+        "run", {"run": "runs/flows", "never_used": [], "notes": ["a note"], "tables": {"detectors": []}}
+    )
+    assert said["next"] == "openwork view runs/flows" and said["tables"] == {"detectors": []}
+    assert said["notes"][0] == "a note" and "microseconds" in said["notes"][1]

@@ -308,11 +308,14 @@ def viewed(result: Result) -> Result | None:
 
 
 def held(result: Result) -> Result | None:
-    """show and run: of one model, or of a comparison of several"""
+    """show and run: of one model, of a comparison of several, or of detectors"""
     if "ratios" in result and "models" in result:
         return compared(result)
     if "summary" in result:
         return side_by_side(result)
+    if "never_used" in result:
+        timed = "us: microseconds per flow, one by one and in batches of 1,024, on this machine at this time."
+        return result | {"notes": [*result["notes"], timed], "next": command("view", result["run"])}
     if "circuits" not in result or "model" not in result or "figures" not in result:
         return None
     r, figures = result, result["figures"]
