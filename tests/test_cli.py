@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -532,14 +531,25 @@ def test_the_examples_are_understood(bench: FakeBench, command: str) -> None:
     assert len(bench.calls) == 1
 
 
-def test_help_and_version_answer_at_once() -> None:
+def test_help_and_version_import_nothing_heavy() -> None:
     assert program("--version").stdout.strip() == openwork.__version__
-    seconds = []
-    for _ in range(3):  # the machine may be busy: the best of three counts
-        began = time.perf_counter()
-        assert program("discover", "--help").returncode == 0
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 1.5, f"--help took {min(seconds):.2f} s: something heavy is imported before it is needed"
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "openwork", "discover", "--help"],
+        env=ENV, capture_output=True, text=True, timeout=120, check=True,
+    ).stderr  # fmt: skip
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in told.splitlines() if line.count("|") == 2}
+    assert {"openwork", "cyclopts"} <= imported
+    assert not imported & {
+        "torch",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "polars",
+        "transformers",
+        "tokenizers",
+        "openai",
+        "onnx",
+    }
 
 
 def test_wrong_usage_exits_with_2_as_a_program() -> None:
@@ -594,7 +604,7 @@ def test_ctrl_c_says_that_the_run_can_be_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_quotes_end_to_end(tmp_path: Path) -> None:
-    done = program("run", "quotes", "--preset", "smoke", "--json", cwd=tmp_path, timeout=280)
+    done = program("run", "quotes", "--preset", "smoke", "--json", cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     result = SimpleNamespace(**json.loads(done.stdout))
     assert Path(tmp_path / result.page).is_file()
@@ -609,16 +619,19 @@ def test_run_quotes_end_to_end(tmp_path: Path) -> None:
                 assert circuit["loss"] >= 0 and 0 <= circuit["accuracy"] <= 1
     assert {p.name for p in (tmp_path / "runs" / "quotes").iterdir()} >= {"result.json", "run.yaml", "page.html"}
 
-    began = time.monotonic()
-    again = program("run", "quotes", "--preset", "smoke", "--json", cwd=tmp_path, timeout=280)
+    def written() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+
+    before = written()
+    again = program("run", "quotes", "--preset", "smoke", "--json", cwd=tmp_path, timeout=900)
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads(again.stdout)["tasks"] == result.tasks
-    assert time.monotonic() - began < 60, "what is done is done again"
+    assert before and written() == before, "what is done is done again"
 
 
 @pytest.mark.slow
 def test_run_digits_end_to_end(tmp_path: Path) -> None:
-    done = program("run", "digits", "--preset", "smoke", "--json", cwd=tmp_path, timeout=280)
+    done = program("run", "digits", "--preset", "smoke", "--json", cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert (tmp_path / result["page"]).is_file()
